@@ -1,0 +1,110 @@
+"""Files that are either whole or absent.
+
+A file is written under a temporary name in its own folder, flushed to the disk and renamed over the
+target. Readers never see half of it, and an interrupted run leaves the previous file as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medseg.errors import MedsegError, ResourceError
+
+__all__ = ["atomic_path", "write_bytes", "write_text"]
+
+_REASONS = {
+    errno.ENOSPC: ("free space", "a full disk", "free some space or choose another output folder"),
+    errno.EDQUOT: ("free quota", "an exhausted quota", "free some space or choose another folder"),
+    errno.EROFS: ("a writable folder", "a read-only file system", "choose another output folder"),
+    errno.EACCES: ("a writable folder", "no permission to write", "choose another output folder"),
+    errno.EPERM: ("a writable folder", "no permission to write", "choose another output folder"),
+    errno.ENOENT: ("an existing folder", "no such folder", "make it or choose another"),
+    errno.ENOTDIR: ("a folder", "a file in its place", "choose another output folder"),
+    errno.EISDIR: ("a file to write", "a folder of that name", "move it or choose another name"),
+}
+
+
+def _resource_error(target: Path, error: OSError) -> ResourceError:
+    expected, found, remedy = _REASONS.get(
+        error.errno or 0,
+        ("the file to be written", error.strerror or type(error).__name__, "check the disk"),
+    )
+    code = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full"}.get(
+        error.errno or 0, "output-unwritable"
+    )
+    return ResourceError(str(target), expected=expected, found=found, remedy=remedy, code=code)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Hand out a temporary path whose content becomes ``target`` if the block succeeds.
+
+    The temporary name is ``.<random>.tmp<suffixes of target>``: it keeps the suffixes, since image
+    writers choose the format by them, and carries nothing of the target's own name.
+
+    Args:
+        target: The file to be made; its folder must exist.
+
+    Yields:
+        A path in the same folder, not yet existing. The block writes it by any means.
+
+    Raises:
+        ResourceError: If the folder cannot be written or the disk is full.
+    """
+    suffixes = "".join(target.suffixes[-2:]) if target.name.endswith(".gz") else target.suffix
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{suffixes}")
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except MedsegError:
+        temporary.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _resource_error(target, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write ``content`` to ``target`` atomically.
+
+    Raises:
+        ResourceError: If the folder cannot be written or the disk is full.
+    """
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(target: Path, content: str) -> None:
+    """Write ``content`` to ``target`` atomically, as UTF-8.
+
+    Raises:
+        ResourceError: If the folder cannot be written or the disk is full.
+    """
+    write_bytes(target, content.encode("utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # some network file systems cannot open a folder; the rename itself stands
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)

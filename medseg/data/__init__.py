@@ -1,0 +1,1 @@
+"""Dataset layouts, splits and the preparation of images for a network."""

@@ -1,0 +1,106 @@
+"""The one exception tree of medseg.
+
+::
+
+    MedsegError
+    ├── ConfigError    (ValueError)  settings, arguments, model folders
+    ├── GeometryError  (ValueError)  grids, affines, slice positions
+    ├── ShapeError     (ValueError)  extents that an operation cannot take
+    ├── FormatError    (ValueError)  a file's content is damaged, unsupported or not what it claims
+    └── ResourceError  (OSError)     disk, permission, memory, device
+
+Every message has one shape, ``where: expected X, found Y; remedy``, and every error carries a short
+stable ``code`` for tables and scripts. Messages never hold patient data: no tag values that
+identify a person, no UIDs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "FormatError",
+    "GeometryError",
+    "MedsegError",
+    "ResourceError",
+    "ShapeError",
+    "one_of",
+]
+
+
+class MedsegError(Exception):
+    """Base of every error that medseg raises on purpose.
+
+    Args:
+        where: The file, setting or argument concerned.
+        expected: What would have been right.
+        found: What was there instead.
+        remedy: What the reader can do about it.
+        code: Short kebab-case name of the failure, stable across releases.
+    """
+
+    default_code = "error"
+
+    def __init__(
+        self, where: str, *, expected: str, found: str, remedy: str, code: str | None = None
+    ) -> None:
+        super().__init__(f"{where}: expected {expected}, found {found}; {remedy}")
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
+
+
+class ConfigError(MedsegError, ValueError):
+    """A setting, an argument or a model folder that cannot be meant as written."""
+
+    default_code = "config"
+
+
+class GeometryError(MedsegError, ValueError):
+    """Positions in space that disagree, are missing or cannot be right."""
+
+    default_code = "geometry"
+
+
+class ShapeError(MedsegError, ValueError):
+    """Extents that an operation or a network cannot take."""
+
+    default_code = "shape"
+
+
+class FormatError(MedsegError, ValueError):
+    """A file that is damaged, unsupported or not what its name says."""
+
+    default_code = "format"
+
+
+class ResourceError(MedsegError, OSError):
+    """The machine did not give what was needed: disk space, permission, memory, a device."""
+
+    default_code = "resource"
+
+
+def one_of(choice: str, choices: Iterable[str]) -> str:
+    """Describe a closed set for an ``expected`` clause, nearest member first named.
+
+    Args:
+        choice: What the user wrote.
+        choices: The members that exist.
+
+    Returns:
+        Text such as ``one of neunet, revunet (nearest: revunet)``.
+
+    >>> one_of("revunett", ["neunet", "revunet"])
+    'one of neunet, revunet (nearest: revunet)'
+    """
+    members = sorted(choices)
+    near = difflib.get_close_matches(choice, members, n=1, cutoff=0.5)
+    hint = f" (nearest: {near[0]})" if near else ""
+    return f"one of {', '.join(members)}{hint}"

@@ -1,0 +1,1 @@
+"""From a volume and a model folder to a label map."""

@@ -1,0 +1,150 @@
+"""The typed metadata of a trained model: what it eats, what it answers, where it comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from medseg.core import LabelScheme
+
+__all__ = [
+    "Channel",
+    "ClipZScore",
+    "InputSettings",
+    "ModelCard",
+    "NetworkChoice",
+    "Normalisation",
+    "Training",
+    "ZScore",
+]
+
+Positive = Annotated[float, Field(gt=0)]
+Extent = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ZScore(_Frozen):
+    """Subtract the image's mean and divide by its standard deviation.
+
+    With ``nonzero_only`` both are taken over voxels that are not zero, and zeros stay zero (the
+    usual treatment of skull-stripped MR).
+    """
+
+    kind: Literal["zscore"] = "zscore"
+    nonzero_only: bool = False
+
+
+class ClipZScore(_Frozen):
+    """Clip to fixed bounds, then subtract a fixed mean and divide by a fixed deviation (CT)."""
+
+    kind: Literal["clip_zscore"] = "clip_zscore"
+    lower: float
+    upper: float
+    mean: float
+    std: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lower >= self.upper:
+            raise ValueError("lower must be below upper")
+        return self
+
+
+Normalisation = Annotated[ZScore | ClipZScore, Field(discriminator="kind")]
+
+
+class Channel(_Frozen):
+    """One input channel.
+
+    ``name`` is what the user matches (``T1``, ``FLAIR``, ``CT``); ``modality`` is DICOM's (0008,0060).
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=32)]
+    modality: Literal["MR", "CT", "PT", "OT"] = "MR"
+    normalisation: Normalisation = ZScore()
+
+
+class InputSettings(_Frozen):
+    """How an image is brought before the network; training and prediction share it.
+
+    ``spacing_mm`` of None keeps each image's own spacing. ``window_ijk`` is the extent, in voxels of
+    the model's grid, of one network input.
+    """
+
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
+    orientation: str = "RAS"
+    spacing_mm: tuple[Positive, Positive, Positive] | None
+    window_ijk: tuple[Extent, Extent, Extent]
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @field_validator("orientation")
+    @classmethod
+    def _three_axes(cls, value: str) -> str:
+        axes = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+        if sorted(axes.get(letter, -1) for letter in value) != [0, 1, 2]:
+            raise ValueError("orientation needs one letter each of R/L, A/P and S/I, such as RAS")
+        return value
+
+
+class NetworkChoice(_Frozen):
+    """A name of :data:`medseg.models.table.NETWORKS` and that network's own settings."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Training(_Frozen):
+    """Where the weights come from."""
+
+    dataset: str
+    dataset_licence: str
+    training_cases: Annotated[int, Field(ge=0)]
+    validation_cases: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    seed: int
+    validation_dice: dict[str, float] = Field(default_factory=dict)
+    config_sha256: str
+    medseg_version: str
+    torch_version: str
+    monai_version: str
+    finished: bool
+
+
+class ModelCard(_Frozen):
+    """Everything beside the weights; ``model.json`` of a model folder.
+
+    ``labels`` holds a :class:`~medseg.core.LabelScheme` as plain JSON; :meth:`scheme` builds it.
+    Output channel ``n`` of the network is label ``class_values[n]``; channel 0 is background.
+    """
+
+    format: Literal["medseg-model/1"] = "medseg-model/1"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+    version: str
+    description: str
+    network: NetworkChoice
+    inputs: InputSettings
+    labels: dict[str, Any]
+    training: Training
+    licence: str
+    intended_use: str = "Research software, not a medical device."
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return LabelScheme.from_dict(value).to_dict()
+
+    def scheme(self) -> LabelScheme:
+        """The label scheme as a value."""
+        return LabelScheme.from_dict(self.labels)
+
+    @property
+    def class_values(self) -> tuple[int, ...]:
+        """Label value of each output channel, background first."""
+        return (0, *self.scheme().values)

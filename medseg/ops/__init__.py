@@ -1,0 +1,1 @@
+"""Tensor operators: tensors in, tensors out, for any rank."""

@@ -1,0 +1,1 @@
+"""What turns one case into many: isolation, outcomes, exit codes."""

@@ -1,0 +1,1 @@
+"""MONAI pipelines that turn a data list into a model folder."""

@@ -1,0 +1,1 @@
+"""medseg in napari: open studies, keep their geometry, save results on it."""
