@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from medseg.errors import MedsegError, ResourceError
 
-__all__ = ["atomic_path", "write_bytes", "write_text"]
+__all__ = ["atomic_folder", "atomic_path", "write_bytes", "write_text"]
 
 _REASONS = {
     errno.ENOSPC: ("free space", "a full disk", "free some space or choose another output folder"),
@@ -75,6 +76,52 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise _resource_error(target, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Hand out an empty temporary folder that becomes ``target`` if the block succeeds.
+
+    Args:
+        target: The folder to be made; it must not exist, its parent must.
+
+    Yields:
+        A folder beside ``target``. The block fills it with files by any means.
+
+    Raises:
+        ResourceError: If ``target`` exists, the parent cannot be written or the disk is full.
+    """
+    if target.exists():
+        raise ResourceError(
+            str(target),
+            expected="a name that is still free",
+            found="an existing folder or file",
+            remedy="move it away or choose another name",
+            code="output-exists",
+        )
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for written in sorted(temporary.rglob("*")):
+            if written.is_file():
+                descriptor = os.open(written, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        _sync_folder(temporary)
+        temporary.rename(target)
+        _sync_folder(target.parent)
+    except MedsegError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _resource_error(target, error) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -1,23 +1,41 @@
-"""The typed metadata of a trained model: what it eats, what it answers, where it comes from."""
+"""The typed metadata of a trained model: what it eats, what it answers, where it comes from.
+
+Reading a card needs no torch, so that listing models is quick.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from medseg.core import LabelScheme
+from medseg.errors import ConfigError
 
 __all__ = [
+    "CARD_NAME",
     "Channel",
     "ClipZScore",
     "InputSettings",
     "ModelCard",
+    "ModelDescription",
     "NetworkChoice",
     "Normalisation",
     "Training",
     "ZScore",
+    "load_card",
+    "model_folder",
 ]
+
+CARD_NAME = "model.json"
 
 Positive = Annotated[float, Field(gt=0)]
 Extent = Annotated[int, Field(ge=1)]
@@ -60,7 +78,8 @@ Normalisation = Annotated[ZScore | ClipZScore, Field(discriminator="kind")]
 class Channel(_Frozen):
     """One input channel.
 
-    ``name`` is what the user matches (``T1``, ``FLAIR``, ``CT``); ``modality`` is DICOM's (0008,0060).
+    ``name`` is what the user matches (``T1``, ``FLAIR``, ``CT``); ``modality`` is DICOM's
+    (0008,0060).
     """
 
     name: Annotated[str, Field(min_length=1, max_length=32)]
@@ -71,8 +90,8 @@ class Channel(_Frozen):
 class InputSettings(_Frozen):
     """How an image is brought before the network; training and prediction share it.
 
-    ``spacing_mm`` of None keeps each image's own spacing. ``window_ijk`` is the extent, in voxels of
-    the model's grid, of one network input.
+    ``spacing_mm`` of None keeps each image's own spacing. ``window_ijk`` is the extent of one
+    network input in voxels of the model's grid.
     """
 
     channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
@@ -116,8 +135,8 @@ class Training(_Frozen):
     finished: bool
 
 
-class ModelCard(_Frozen):
-    """Everything beside the weights; ``model.json`` of a model folder.
+class ModelDescription(_Frozen):
+    """What is known of a model apart from its weights' hash.
 
     ``labels`` holds a :class:`~medseg.core.LabelScheme` as plain JSON; :meth:`scheme` builds it.
     Output channel ``n`` of the network is label ``class_values[n]``; channel 0 is background.
@@ -133,7 +152,6 @@ class ModelCard(_Frozen):
     training: Training
     licence: str
     intended_use: str = "Research software, not a medical device."
-    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     @field_validator("labels")
     @classmethod
@@ -148,3 +166,51 @@ class ModelCard(_Frozen):
     def class_values(self) -> tuple[int, ...]:
         """Label value of each output channel, background first."""
         return (0, *self.scheme().values)
+
+
+class ModelCard(ModelDescription):
+    """Everything beside the weights; ``model.json`` of a model folder."""
+
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Read and check ``model.json``.
+
+    Args:
+        folder: A model folder, or a run folder that holds one under ``model``.
+
+    Raises:
+        ConfigError: If there is no card, or it does not follow the schema.
+    """
+    folder = model_folder(folder)
+    try:
+        return ModelCard.model_validate_json((folder / CARD_NAME).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ConfigError(
+            str(folder / CARD_NAME),
+            expected="a model card of format medseg-model/1",
+            found=f"{key}: {first['msg']}",
+            remedy="export the model again with this version of medseg",
+            code="model-card",
+        ) from error
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder that holds the card: ``folder`` itself or its ``model`` subfolder.
+
+    Raises:
+        ConfigError: If neither holds one.
+    """
+    for candidate in (folder, folder / "model"):
+        if (candidate / CARD_NAME).is_file():
+            return candidate
+    raise ConfigError(
+        str(folder),
+        expected=f"a model folder with {CARD_NAME} and its weights",
+        found="a folder without them" if folder.is_dir() else "no such folder",
+        remedy="give a folder made by `medseg train`, or a name from `medseg models list`",
+        code="model-missing",
+    )

@@ -1,0 +1,153 @@
+"""One trained model, ready to segment any number of volumes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from medseg.core import LabelMap, Volume
+from medseg.data.preparation import check_extent, prepare
+from medseg.errors import ConfigError, one_of
+from medseg.events import Listener, Silent
+from medseg.inference.engine import Engine, PlainEngine
+from medseg.models.card import ModelCard
+from medseg.models.folder import load_model
+
+__all__ = ["PRECISIONS", "Prediction", "Predictor", "choose_device"]
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """A segmentation and what it took.
+
+    Args:
+        labels: On the grid of the image as given.
+        seconds: Wall-clock time per stage: ``prepare``, ``network``.
+        notes: What a careful reader should know, such as that the image had to be padded.
+    """
+
+    labels: LabelMap
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+
+class Predictor:
+    """A network, its card and an engine; build once, use for many volumes.
+
+    Args:
+        network: In eval mode, on the engine's device.
+        card: What the network expects and answers.
+        engine: Runs the network over windows.
+    """
+
+    def __init__(self, network: nn.Module, card: ModelCard, engine: Engine) -> None:
+        self.network = network
+        self.card = card
+        self.engine = engine
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        overlap: float | None = None,
+        batch: int = 1,
+    ) -> Predictor:
+        """Load a model folder onto a device.
+
+        Args:
+            folder: A model folder, or a run folder that holds one.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: Arithmetic inside the network.
+            overlap: Window overlap, 0 to below 1; None takes the model's own.
+            batch: Windows per forward call.
+
+        Raises:
+            ConfigError: If the folder, the device or the overlap cannot be used.
+            FormatError: If the weights are damaged.
+        """
+        if overlap is not None and not 0 <= overlap < 1:
+            raise ConfigError(
+                "overlap",
+                expected="a number from 0 to below 1",
+                found=str(overlap),
+                remedy="use 0.5 for quality or 0.25 for speed",
+                code="overlap",
+            )
+        place = choose_device(device)
+        network, card = load_model(folder)
+        network = network.to(place).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        engine = PlainEngine(
+            window_ijk=card.inputs.window_ijk,
+            overlap=card.inputs.overlap if overlap is None else overlap,
+            batch=batch,
+            device=place,
+            autocast=PRECISIONS[precision],
+        )
+        return cls(network, card, engine)
+
+    def predict(self, volume: Volume, listener: Listener | None = None) -> Prediction:
+        """Segment one volume.
+
+        Raises:
+            ShapeError: If the number of channels is not the model's.
+            GeometryError: If the image is a single slice or far smaller than the model's window.
+            ResourceError: If memory does not suffice.
+            Cancelled: If the listener asked to stop.
+        """
+        clock = time.perf_counter()
+        prepared = prepare(volume, self.card.inputs)
+        notes = check_extent(prepared.turned_grid, self.card.inputs)
+        prepared_at = time.perf_counter()
+        classes = self.engine.classes(self.network, prepared, listener or Silent())
+        values = np.array(self.card.class_values)
+        kind = np.uint8 if values.max() <= 255 else np.uint16
+        turned = values.astype(kind)[classes]
+        labels = LabelMap(
+            np.ascontiguousarray(prepared.to_model.inverse().turn_array(turned)),
+            prepared.source_grid,
+            self.card.scheme(),
+        )
+        seconds = {
+            "prepare": prepared_at - clock,
+            "network": time.perf_counter() - prepared_at,
+        }
+        return Prediction(labels, seconds, notes)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes the first GPU there is, else the CPU.
+
+    Raises:
+        ConfigError: If the name is unknown or the machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(
+            "device",
+            expected=one_of(name, ["auto", "cpu", "cuda", "cuda:N"]),
+            found=repr(name),
+            remedy="leave it out to have it chosen",
+            code="device-unknown",
+        )
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            "device",
+            expected=name,
+            found=f"{torch.cuda.device_count()} CUDA devices",
+            remedy="use --device cpu, or ask `medseg doctor` what the machine has",
+            code="device-missing",
+        )
+    return torch.device(name)

@@ -1,0 +1,384 @@
+"""The command line. Results go to stdout, logs and progress to stderr.
+
+Exit codes: 0 all well, 1 some cases failed, 2 wrong usage, 130 interrupted. Heavy packages are
+imported inside the commands that need them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from medseg import NOTICE, __version__
+from medseg.errors import ConfigError, MedsegError
+
+if TYPE_CHECKING:
+    from medseg.studies.runner import Outcome
+    from pipelines.infer import Case, CaseResult
+
+__all__ = ["app", "main"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="medseg",
+    help=f"Medical image segmentation on the original grid, verified on the way back. {NOTICE}",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(
+    name="models", help="Trained models and the networks that can be trained.", no_args_is_help=True
+)
+app.add_typer(models_app)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
+
+
+class Precision(StrEnum):
+    """Arithmetic inside the network."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _stop(error: MedsegError, as_json: bool) -> NoReturn:
+    if as_json:
+        _print_json({"error": {"code": error.code, "message": str(error)}})
+    typer.echo(f"error: {error} [{error.code}]", err=True)
+    raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+
+
+def _answering(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn errors of the library into one sentence and the agreed exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except MedsegError as error:
+            _stop(error, bool(kwargs.get("as_json")))
+        except KeyboardInterrupt as interrupt:
+            typer.echo("interrupted; what was finished is kept", err=True)
+            raise typer.Exit(130) from interrupt
+
+    return run
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps({"notice": NOTICE, "medseg": __version__, **content}, indent=2))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medseg {__version__}. {NOTICE}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+@_answering
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path(
+        "medseg-demo"
+    ),
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Segment two real MR cases that ship with medseg, one of them as DICOM."""
+    from pipelines.demo import run_demo  # noqa: PLC0415
+    from pipelines.progress import console_listener  # noqa: PLC0415
+
+    with console_listener() as listener:
+        cases = run_demo(out, device=device, listener=listener)
+    if as_json:
+        _print_json(
+            {
+                "cases": [
+                    {
+                        "case": case.result.name,
+                        "source": case.source,
+                        "dice": case.dice,
+                        "volumes_ml": case.result.volumes_ml,
+                        "files": {kind: str(path) for kind, path in case.result.files.items()},
+                    }
+                    for case in cases
+                ]
+            }
+        )
+        return
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    rows = [
+        [
+            case.result.name,
+            case.source,
+            name,
+            f"{case.result.volumes_ml[name]:.2f}",
+            f"{dice:.3f}",
+        ]
+        for case in cases
+        for name, dice in case.dice.items()
+    ]
+    print_table(["case", "read from", "structure", "ml", "Dice to expert"], rows)
+    for case in cases:
+        for kind, path in case.result.files.items():
+            typer.echo(f"{kind:>10}  {path}")
+    typer.echo(f"Sample data: see {out / 'ATTRIBUTION.md'}. {NOTICE}")
+
+
+@app.command()
+@_answering
+def predict(
+    model: Annotated[
+        str,
+        typer.Option("-m", "--model", help="A model folder, a run folder or a shipped model."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
+    cases: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CASE...", help="NIfTI, NRRD or MetaImage files, or folders of a DICOM series."
+        ),
+    ] = None,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH, once per channel of a multi-channel model."),
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic inside the network.")
+    ] = Precision.FP32,
+    overlap: Annotated[
+        float | None, typer.Option(help="Window overlap, 0 to below 1; default: the model's.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Also draw a three-plane PNG.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Segment images; results lie on the original grid and are re-read before success is told.
+
+    For each case: CASE_dseg.nii.gz, CASE_dseg.tsv, CASE_report.json and, for a DICOM series,
+    CASE_dseg.dcm (DICOM SEG).
+    """
+    from medseg.errors import ResourceError  # noqa: PLC0415
+    from medseg.inference.predictor import Predictor  # noqa: PLC0415
+    from medseg.studies.runner import run_cases  # noqa: PLC0415
+    from pipelines.infer import make_cases, prepare_output, segment_case  # noqa: PLC0415
+    from pipelines.progress import console_listener  # noqa: PLC0415
+    from pipelines.zoo import find_model  # noqa: PLC0415
+
+    todo = make_cases(cases or [], channel or [])
+    predictor = Predictor.load(
+        find_model(model), device=device, precision=precision.value, overlap=overlap
+    )
+    try:
+        prepare_output(out)
+    except ResourceError as error:
+        if as_json:
+            _print_json({"error": {"code": error.code, "message": str(error)}})
+        typer.echo(f"error: {error} [{error.code}]", err=True)
+        raise typer.Exit(2) from error
+    outcomes: list[Outcome[Case, CaseResult]] = []
+    with console_listener() as listener:
+
+        def process(case: Case) -> CaseResult:
+            return segment_case(
+                case, predictor, out, listener=listener, overwrite=overwrite, preview=preview
+            )
+
+        for outcome in run_cases(todo, process):
+            outcomes.append(outcome)
+            if outcome.result is not None:
+                for note in outcome.result.notes:
+                    listener.noted(f"{outcome.case.name}: {note}")
+            else:
+                listener.noted(f"{outcome.case.name}: {outcome.message} [{outcome.code}]")
+    failed = sum(not outcome.done for outcome in outcomes)
+    if as_json:
+        _print_json({"cases": [_outcome_json(outcome) for outcome in outcomes], "failed": failed})
+    else:
+        _print_outcomes(outcomes, out)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _outcome_json(outcome: Outcome[Case, CaseResult]) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "case": outcome.case.name,
+        "state": "done" if outcome.done else "failed",
+        "seconds": round(outcome.seconds, 3),
+    }
+    if outcome.result is None:
+        return {**content, "code": outcome.code, "message": outcome.message}
+    result = outcome.result
+    return {
+        **content,
+        "volumes_ml": result.volumes_ml,
+        "files": {kind: str(path) for kind, path in result.files.items()},
+        "notes": list(result.notes),
+    }
+
+
+def _print_outcomes(outcomes: list[Outcome[Case, CaseResult]], out: Path) -> None:
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    rows = []
+    for outcome in outcomes:
+        if outcome.result is None:
+            text = f"failed: {outcome.code}"
+        else:
+            text = ", ".join(f"{n} {ml:.2f} ml" for n, ml in outcome.result.volumes_ml.items())
+        rows.append([outcome.case.name, text, f"{outcome.seconds:.1f} s"])
+    print_table(["case", "result", "time"], rows)
+    done = sum(outcome.done for outcome in outcomes)
+    typer.echo(f"{done} of {len(outcomes)} cases segmented and verified in {out}. {NOTICE}")
+
+
+@app.command()
+@_answering
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a shipped one.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder; default: the one in the configuration.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run folder; default: runs/CONFIG.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall-clock time to train, such as 90s, 10m or 2h.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Overrides the configuration's device.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in the run folder.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network as one YAML file says; the run folder holds the model at every moment."""
+    from pipelines.train import train_from_command  # noqa: PLC0415
+
+    result = train_from_command(
+        config, data=data, out=out, budget=budget, seed=seed, device=device, overwrite=overwrite
+    )
+    del result, as_json
+
+
+@models_app.command("list")
+@_answering
+def models_list(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Look for model and run folders here too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List shipped models, those in FOLDER, and the networks that can be trained."""
+    from pipelines.zoo import cards, find_models, shipped_models  # noqa: PLC0415
+
+    found = cards(shipped_models())
+    if folder is not None:
+        if not folder.is_dir():
+            raise ConfigError(
+                str(folder),
+                expected="a folder that holds model folders",
+                found="no such folder",
+                remedy="leave it out to list the shipped models",
+                code="folder-missing",
+            )
+        found |= {str(folder / name): card for name, card in cards(find_models(folder)).items()}
+    if as_json:
+        _print_json({"models": {name: card.model_dump() for name, card in found.items()}})
+        return
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    rows = []
+    for name, card in found.items():
+        dice = card.training.validation_dice
+        mean = f"{sum(dice.values()) / len(dice):.3f}" if dice else "-"
+        labels = ", ".join(label.name for label in card.scheme().labels)
+        rows.append([name, card.version, card.network.name, labels, mean, card.licence])
+    print_table(["model", "version", "network", "labels", "validation Dice", "licence"], rows)
+
+
+@models_app.command("show")
+@_answering
+def models_show(
+    model: Annotated[str, typer.Argument(help="A shipped model, a model or a run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show one model's card: input, labels, origin, licence."""
+    from medseg.models.card import load_card  # noqa: PLC0415
+    from pipelines.zoo import find_model  # noqa: PLC0415
+
+    card = load_card(find_model(model))
+    if as_json:
+        _print_json({"model": card.model_dump()})
+        return
+    from pipelines.tables import print_card  # noqa: PLC0415
+
+    print_card(card)
+
+
+@app.command()
+@_answering
+def doctor(as_json: Json = False) -> None:
+    """Tell what this machine can do, and what is wrong with the installation."""
+    from pipelines.doctor import examine  # noqa: PLC0415
+
+    findings = examine()
+    if as_json:
+        _print_json(
+            {
+                "findings": [
+                    {"topic": finding.topic, "state": finding.state, "text": finding.text}
+                    for finding in findings
+                ]
+            }
+        )
+    else:
+        from pipelines.tables import print_table  # noqa: PLC0415
+
+        print_table(
+            ["", "topic", "found"],
+            [[finding.state, finding.topic, finding.text] for finding in findings],
+        )
+        typer.echo(NOTICE)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

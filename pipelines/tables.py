@@ -1,0 +1,62 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from medseg.models.card import ModelCard
+
+__all__ = ["print_card", "print_table"]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header; cells are plain text, never markup."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    # piped output is not cut to the width of a terminal that is not there
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def print_card(card: ModelCard) -> None:
+    """Print a model card for people."""
+    inputs, training = card.inputs, card.training
+    spacing = "as the image" if inputs.spacing_mm is None else f"{inputs.spacing_mm} mm"
+    rows = [
+        ["name", f"{card.name} {card.version}"],
+        ["about", card.description],
+        ["network", f"{card.network.name} {card.network.settings}"],
+        [
+            "channels",
+            ", ".join(f"{channel.name} ({channel.modality})" for channel in inputs.channels),
+        ],
+        ["input", f"axes {inputs.orientation}, spacing {spacing}, window {inputs.window_ijk}"],
+    ]
+    for label in card.scheme().labels:
+        concept = label.concept
+        coded = f"{concept.scheme} {concept.value} {concept.meaning}" if concept else "no code"
+        rows.append([f"label {label.value}", f"{label.name} ({coded})"])
+    rows += [
+        [
+            "trained on",
+            f"{training.dataset} ({training.dataset_licence}), {training.training_cases} cases, "
+            f"{training.steps} steps in {training.seconds:.0f} s, seed {training.seed}",
+        ],
+        [
+            "validation Dice",
+            ", ".join(f"{name} {value:.3f}" for name, value in training.validation_dice.items())
+            or "not measured",
+        ],
+        ["licence", card.licence],
+        ["weights sha256", card.weights_sha256],
+        ["intended use", card.intended_use],
+    ]
+    print_table(["", ""], rows)

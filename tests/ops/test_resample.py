@@ -1,0 +1,60 @@
+"""Linear interpolation against torch and Pillow, and the laws it must keep."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn import functional as F
+
+from medseg.ops.resample import interpolation_matrix, resize_labels, resize_linear
+
+extents = st.integers(1, 12)
+
+
+@given(extents, extents, st.booleans())
+def test_rows_are_weights_that_sum_to_one(old, new, smooth):
+    matrix = interpolation_matrix(old, new, smooth=smooth)
+    assert matrix.shape == (new, old)
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(new))
+
+
+@settings(max_examples=40)
+@given(st.tuples(extents, extents, extents), st.tuples(extents, extents, extents))
+def test_plain_interpolation_agrees_with_torch(old, new):
+    x = torch.randn(2, *old, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(x[None], size=new, mode="trilinear", align_corners=False)[0]
+    torch.testing.assert_close(resize_linear(x, new, smooth=False), expected)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 30), st.integers(1, 30))
+def test_smooth_interpolation_agrees_with_pillow(old, new):
+    row = np.random.default_rng(old).normal(size=(1, old)).astype(np.float32)
+    resized = Image.fromarray(row).resize((new, 1), Image.Resampling.BILINEAR)
+    ours = resize_linear(torch.from_numpy(row), (new,), smooth=True)
+    np.testing.assert_allclose(ours.numpy(), np.asarray(resized), atol=1e-5)
+
+
+def test_a_ramp_keeps_its_world_positions():
+    # voxel centres 0..7 resampled to 4: new centres lie at 0.5, 2.5, 4.5, 6.5
+    ramp = torch.arange(8.0)[None]
+    assert resize_linear(ramp, (4,), smooth=False).tolist() == [[0.5, 2.5, 4.5, 6.5]]
+
+
+def test_labels_that_need_no_resizing_come_back_untouched():
+    labels = torch.tensor([[0, 2], [1, 2]])
+    assert resize_labels(labels, (2, 2)) is labels
+
+
+def test_a_block_of_labels_grows_in_place():
+    labels = torch.zeros(4, 4, 4, dtype=torch.int32)
+    labels[1:3, 1:3, 1:3] = 5
+    grown = resize_labels(labels, (8, 8, 8))
+    expected = torch.zeros(8, 8, 8, dtype=torch.int32)
+    expected[2:6, 2:6, 2:6] = 5
+    # linear membership rounds off the eight corners of the cube (0.75 ** 3 < 0.5), nothing else
+    corners = (grown != expected).nonzero().tolist()
+    assert sorted(corners) == [[i, j, k] for i in (2, 5) for j in (2, 5) for k in (2, 5)]
+    assert set(torch.unique(grown).tolist()) == {0, 5}
