@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medseg.errors import MedsegError, ResourceError
@@ -21,6 +21,11 @@ __all__ = ["atomic_folder", "atomic_path", "write_bytes", "write_text"]
 _REASONS = {
     errno.ENOSPC: ("free space", "a full disk", "free some space or choose another output folder"),
     errno.EDQUOT: ("free quota", "an exhausted quota", "free some space or choose another folder"),
+    errno.EFBIG: (
+        "room to write",
+        "a limit on the size of files",
+        "raise it or choose another disk",
+    ),
     errno.EROFS: ("a writable folder", "a read-only file system", "choose another output folder"),
     errno.EACCES: ("a writable folder", "no permission to write", "choose another output folder"),
     errno.EPERM: ("a writable folder", "no permission to write", "choose another output folder"),
@@ -29,15 +34,15 @@ _REASONS = {
     errno.EISDIR: ("a file to write", "a folder of that name", "move it or choose another name"),
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def _resource_error(target: Path, error: OSError) -> ResourceError:
     expected, found, remedy = _REASONS.get(
         error.errno or 0,
         ("the file to be written", error.strerror or type(error).__name__, "check the disk"),
     )
-    code = {errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full"}.get(
-        error.errno or 0, "output-unwritable"
-    )
+    code = "disk-full" if error.errno in _FULL else "output-unwritable"
     return ResourceError(str(target), expected=expected, found=found, remedy=remedy, code=code)
 
 
@@ -69,13 +74,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
         _sync_folder(target.parent)
     except MedsegError:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise _resource_error(target, error) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
 
 
@@ -142,6 +147,11 @@ def write_text(target: Path, content: str) -> None:
         ResourceError: If the folder cannot be written or the disk is full.
     """
     write_bytes(target, content.encode("utf-8"))
+
+
+def _discard(temporary: Path) -> None:
+    with suppress(OSError):  # where the folder itself is the trouble there is nothing to remove
+        temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

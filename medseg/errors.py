@@ -53,8 +53,19 @@ class MedsegError(Exception):
         self.remedy = remedy
         self.code = code or self.default_code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An error must cross to another process whole; the default would call the class with the
+        # message alone.
+        arguments = (self.where, self.expected, self.found, self.remedy, self.code)
+        return _rebuilt, (type(self), arguments)
+
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
+
+
+def _rebuilt(kind: type[MedsegError], arguments: tuple[str, str, str, str, str]) -> MedsegError:
+    where, expected, found, remedy, code = arguments
+    return kind(where, expected=expected, found=found, remedy=remedy, code=code)
 
 
 class ConfigError(MedsegError, ValueError):

@@ -24,6 +24,9 @@ class Listener(Protocol):
     def advanced(self, stage: str, done: int) -> None:
         """``done`` steps of the stage are finished."""
 
+    def measured(self, name: str, value: float) -> None:
+        """A figure worth showing now, such as the loss."""
+
     def noted(self, message: str) -> None:
         """A line for the log; never patient data."""
 
@@ -39,6 +42,9 @@ class Silent:
         """Ignore it."""
 
     def advanced(self, stage: str, done: int) -> None:
+        """Ignore it."""
+
+    def measured(self, name: str, value: float) -> None:
         """Ignore it."""
 
     def noted(self, message: str) -> None:

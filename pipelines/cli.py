@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -82,7 +82,19 @@ def _answering(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps({"notice": NOTICE, "medseg": __version__, **content}, indent=2))
+    whole = _without_nan({"notice": NOTICE, "medseg": __version__, **content})
+    typer.echo(json.dumps(whole, indent=2, allow_nan=False))
+
+
+def _without_nan(content: Any) -> Any:  # noqa: ANN401 - plain JSON types
+    """JSON has no NaN: what could not be measured is null."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def _print_version(wanted: bool) -> None:
@@ -294,7 +306,37 @@ def train(
     result = train_from_command(
         config, data=data, out=out, budget=budget, seed=seed, device=device, overwrite=overwrite
     )
-    del result, as_json
+    if as_json:
+        _print_json(
+            {
+                "run_folder": str(result.run_folder),
+                "finished": result.finished,
+                "steps": result.steps,
+                "seconds": {
+                    "reading": result.reading_s,
+                    "training": result.training_s,
+                    "validation": result.validation_s,
+                },
+                "numerics": result.numerics.in_words(),
+                "validation_dice": result.dice,
+                "model": str(result.run_folder / "model"),
+            }
+        )
+    else:
+        if result.dice:
+            from pipelines.tables import print_table  # noqa: PLC0415
+
+            rows = [[name, f"{value:.4f}"] for name, value in result.dice.items()]
+            print_table(
+                ["structure", "validation Dice"], [*rows, ["mean", f"{result.mean_dice:.4f}"]]
+            )
+        state = "finished" if result.finished else "interrupted, usable"
+        typer.echo(
+            f"{state}: {result.steps} steps in {result.training_s:.0f} s, "
+            f"{result.numerics.in_words()}; run folder {result.run_folder}. {NOTICE}"
+        )
+    if not result.finished:
+        raise typer.Exit(130)
 
 
 @models_app.command("list")
@@ -381,4 +423,4 @@ def doctor(as_json: Json = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

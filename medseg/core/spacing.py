@@ -43,8 +43,7 @@ def respace_grid(grid: Grid, shape_ijk: tuple[int, int, int]) -> Grid:
     Raises:
         GeometryError: If an extent is below 1.
     """
-    ratio = np.asarray(grid.shape_ijk, dtype=np.float64) / np.asarray(shape_ijk, dtype=np.float64)
-    if not np.isfinite(ratio).all() or (ratio <= 0).any():
+    if len(shape_ijk) != 3 or min(shape_ijk) < 1:
         raise GeometryError(
             "respacing",
             expected="three extents of at least 1",
@@ -52,6 +51,7 @@ def respace_grid(grid: Grid, shape_ijk: tuple[int, int, int]) -> Grid:
             remedy="give the number of voxels on each axis",
             code="grid-shape",
         )
+    ratio = np.asarray(grid.shape_ijk, dtype=np.float64) / np.asarray(shape_ijk, dtype=np.float64)
     affine = np.array(grid.affine_ras)
     affine[:3, 3] = grid.world_from_voxel((ratio - 1.0) / 2.0)
     affine[:3, :3] = grid.affine_ras[:3, :3] * ratio

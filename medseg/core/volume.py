@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from medseg.core.grid import Grid
@@ -37,9 +36,10 @@ class Volume:
     def __post_init__(self) -> None:
         data = self.data_cijk
         if data.ndim != 4 or data.shape[1:] != self.grid.shape_ijk:
+            extents = ", ".join(map(str, self.grid.shape_ijk))
             raise ShapeError(
                 "volume",
-                expected=f"an array of shape (channels, {', '.join(map(str, self.grid.shape_ijk))})",
+                expected=f"an array of shape (channels, {extents})",
                 found=f"shape {data.shape}",
                 remedy="put the channel axis first and use the grid the array lies on",
                 code="volume-shape",

@@ -1,0 +1,328 @@
+"""NIfTI-1 and NIfTI-2 files: images in, label maps in and out.
+
+Voxels are read here rather than by nibabel, so that the whole file is decompressed once, its
+checksum is looked at, and integers stay integers; nibabel decodes the headers.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.atomic import atomic_path
+from medseg.core import LabelMap, LabelScheme, Volume
+from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError, ShapeError
+from medseg.io.checks import (
+    check_file,
+    check_finite,
+    damaged,
+    data_missing,
+    not_an_image,
+    relocated,
+    truncated,
+    unreadable,
+)
+from medseg.io.labels import labels_from_voxels
+from medseg.io.nifti_header import (
+    GEOMETRY_FIELDS,
+    NiftiHeader,
+    field_bytes,
+    header_grid,
+    header_source,
+    parse_header,
+    result_header,
+)
+from medseg.io.scan import NiftiSource, Scan, Source
+from medseg.io.voxels import rescale_voxels
+
+__all__ = [
+    "VERIFY_MM",
+    "read_nifti",
+    "read_nifti_labels",
+    "verify_nifti_labels",
+    "write_nifti_labels",
+    "write_nifti_volume",
+]
+
+VERIFY_MM = 0.01
+"""Largest distance between where a label should be and where the written file puts it."""
+
+_HEADER_BYTES = 540
+_MOST_DEFLATED = 1040  # deflate cannot shrink by more than this factor
+_CHUNK_BYTES = 1 << 24
+
+
+def read_nifti(path: Path, *, time_index: int | None = None) -> Scan:
+    """Read a three-dimensional image from a NIfTI file.
+
+    Intensities are scaled by ``scl_slope`` and ``scl_inter``; integers stay integers where that is
+    exact (:func:`~medseg.io.voxels.rescale_voxels`). Extents of 1 after the third are dropped, a
+    two-dimensional image becomes one slice. For the choice between sform and qform see
+    :mod:`medseg.io.nifti_header`.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, or either file of an ``.hdr``/``.img`` pair.
+        time_index: Which volume of a four-dimensional file to read, counted from 0.
+
+    Raises:
+        ResourceError: ``file-missing`` or ``input-unreadable``.
+        FormatError: ``file-empty``, ``file-truncated``, ``file-damaged``, ``not-an-image``,
+            ``analyze-header``, ``header-invalid``, ``image-data-missing``, ``image-4d``,
+            ``voxels-colour``, ``voxels-complex``, ``voxel-type``, ``voxels-not-finite``.
+        ShapeError: ``time-index``.
+        GeometryError: ``affine-invalid``, ``affine-sheared``, ``units``.
+    """
+    header, stored = _read_stored(path, time_index)
+    data = rescale_voxels(stored, header.slope, header.intercept)
+    check_finite(data, str(path))
+    grid, notes = header_grid(path, header)
+    return Scan(Volume(data[np.newaxis], grid), header_source(path, header), notes)
+
+
+def read_nifti_labels(path: Path, scheme: LabelScheme) -> LabelMap:
+    """Read a label map from a NIfTI file; labels stored as floats are accepted if whole.
+
+    Raises:
+        MedsegError: As :func:`read_nifti`, and as
+            :func:`~medseg.io.labels.labels_from_voxels`.
+    """
+    scan = read_nifti(path)
+    return labels_from_voxels(scan.volume, scheme, str(path))
+
+
+def write_nifti_labels(labels: LabelMap, path: Path, source: Source) -> None:
+    """Write a label map, read it back, and only then give it its name.
+
+    The type is uint8, or uint16 where a label is above 255. For an image that came from NIfTI the
+    file repeats its version, byte order and geometry fields bit for bit. Equal content makes equal
+    bytes: the gzip header holds neither name nor time.
+
+    Args:
+        labels: What to write; on the grid of the source.
+        path: Ends in ``.nii`` or ``.nii.gz``.
+        source: Where the segmented image came from.
+
+    Raises:
+        FormatError: ``output-suffix``; ``verify-labels`` if the written voxels differ.
+        GeometryError: ``verify-geometry`` if the written file is elsewhere in space than the
+            labels, for one because they do not lie on the grid of the source.
+        ResourceError: If the file cannot be written.
+    """
+    highest = int(labels.data_ijk.max())
+    dtype = np.dtype(np.uint8 if highest <= 255 else np.uint16)
+    header = result_header(labels.grid, dtype, source)
+    _check_output_suffix(path)
+    with atomic_path(path) as temporary:
+        _write_file(temporary, header, labels.data_ijk)
+        verify_nifti_labels(temporary, labels, source, named=path)
+
+
+def verify_nifti_labels(
+    path: Path, labels: LabelMap, source: Source, *, named: Path | None = None
+) -> None:
+    """Compare a written label file with what it should hold.
+
+    Args:
+        path: The file to read.
+        labels: What it should hold.
+        source: Whose geometry fields it should repeat, if that is a NIfTI file.
+        named: The name to use in errors, if not ``path``.
+
+    Raises:
+        FormatError: ``verify-labels``, or as :func:`read_nifti`.
+        GeometryError: ``verify-geometry``: a corner voxel is more than 0.01 mm off, or a geometry
+            field differs from the source's.
+    """
+    where = str(named or path)
+    try:
+        header, stored = _read_stored(path, None)
+        grid, _ = header_grid(path, header)
+    except MedsegError as error:
+        raise relocated(error, where) from error
+    if stored.shape != labels.grid.shape_ijk or not np.array_equal(stored, labels.data_ijk):
+        raise FormatError(
+            where,
+            expected="the labels that were written",
+            found="other voxels on reading back",
+            remedy="check the disk and write again",
+            code="verify-labels",
+        )
+    apart_mm = grid.distance_mm(labels.grid)
+    if apart_mm > VERIFY_MM:
+        raise _verify_geometry(where, f"a corner voxel {apart_mm:.3f} mm away on reading back")
+    if isinstance(source, NiftiSource):
+        for name in GEOMETRY_FIELDS:
+            wanted = field_bytes(source.version, source.header_bytes, name)
+            if field_bytes(header.version, header.block, name) != wanted:
+                raise _verify_geometry(where, f"another {name} in the header on reading back")
+
+
+def write_nifti_volume(volume: Volume, path: Path) -> None:
+    """Write a single-channel volume to an already chosen, not yet existing path.
+
+    The writer behind :func:`medseg.io.writing.write_volume`, which names and checks the file.
+    """
+    data = volume.data_cijk[0]
+    if data.dtype == np.float16:
+        data = data.astype(np.float32)
+    _write_file(path, result_header(volume.grid, data.dtype, None), data)
+
+
+def _check_output_suffix(path: Path) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise FormatError(
+            str(path),
+            expected="a name that ends in .nii or .nii.gz",
+            found=f"the ending {path.suffix or 'none'}",
+            remedy="rename the output",
+            code="output-suffix",
+        )
+
+
+def _verify_geometry(where: str, found: str) -> GeometryError:
+    return GeometryError(
+        where,
+        expected="the labels where the image was",
+        found=found,
+        remedy="bring the labels back to the grid of the image before writing",
+        code="verify-geometry",
+    )
+
+
+def _write_file(path: Path, header: NiftiHeader, data_ijk: npt.NDArray[Any]) -> None:
+    with path.open("wb") as raw:
+        if path.name.endswith(".gz"):
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
+                _write_stream(packed, header, data_ijk)
+        else:
+            _write_stream(raw, header, data_ijk)
+
+
+def _write_stream(
+    stream: IO[bytes] | gzip.GzipFile, header: NiftiHeader, data_ijk: npt.NDArray[Any]
+) -> None:
+    stream.write(header.block + bytes(4))
+    for k in range(data_ijk.shape[2]):  # by slices, so that no second copy of the volume is made
+        stream.write(data_ijk[:, :, k].astype(header.dtype).tobytes(order="F"))
+
+
+def _read_stored(path: Path, time_index: int | None) -> tuple[NiftiHeader, npt.NDArray[Any]]:
+    """The header and the unscaled ``(i, j, k)`` voxels of one volume, in Fortran order."""
+    header_path, data_path = _pair(path)
+    check_file(header_path)
+    with _decoded(header_path) as stream:
+        header = parse_header(path, stream.read(_HEADER_BYTES))
+        skipped = _volume_number(path, header, time_index)
+        if header.is_single:
+            return header, _read_voxels(path, header_path, stream, header, skipped)
+    if data_path == header_path:
+        raise not_an_image(path, "a NIfTI file with its voxels", "the header of an .hdr/.img pair")
+    try:
+        check_file(data_path)
+    except ResourceError as error:
+        if error.code != "file-missing":
+            raise
+        raise data_missing(path, "of the same name ending in .img") from error
+    with _decoded(data_path) as stream:
+        return header, _read_voxels(path, data_path, stream, header, skipped)
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    """Header file and data file; one and the same unless the suffix is of a pair."""
+    name = path.name
+    packed = name[-3:] if name.lower().endswith(".gz") else ""
+    stem, suffix = name[: len(name) - len(packed) - 4], name[: len(name) - len(packed)][-4:]
+    if suffix.lower() not in (".hdr", ".img"):
+        return path, path
+    other = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}.get(suffix, ".img")
+    partner = path.with_name(stem + other + packed)
+    if not partner.exists():
+        unlike = path.with_name(stem + other + ("" if packed else ".gz"))
+        partner = unlike if unlike.exists() else partner
+    return (path, partner) if suffix.lower() == ".hdr" else (partner, path)
+
+
+def _volume_number(path: Path, header: NiftiHeader, time_index: int | None) -> int:
+    """How many volumes lie before the wanted one."""
+    dimensions = header.dimensions
+    if len(dimensions) <= 3 and time_index in (None, 0):
+        return 0
+    if len(dimensions) > 4 or (len(dimensions) == 4 and time_index is None):
+        kind = "a vector or tensor image" if len(dimensions) > 4 else "a series or several channels"
+        raise FormatError(
+            str(path),
+            expected="a three-dimensional image",
+            found=f"extents {dimensions}, {kind}",
+            remedy="split it into one file per volume and give those",
+            code="image-4d",
+        )
+    count = dimensions[3] if len(dimensions) == 4 else 1
+    if time_index is None or not 0 <= time_index < count:
+        raise ShapeError(
+            str(path),
+            expected=f"a time index from 0 to {count - 1}",
+            found=str(time_index),
+            remedy="count the volumes from 0",
+            code="time-index",
+        )
+    return time_index
+
+
+@contextmanager
+def _decoded(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """The decompressed file; what goes wrong in reading becomes an error of ours."""
+    is_packed = path.name.lower().endswith(".gz")
+    try:
+        with path.open("rb") as raw:
+            if is_packed and raw.read(2) != b"\x1f\x8b":
+                raise not_an_image(path, "gzip-compressed content", "other content")
+            raw.seek(0)
+            if is_packed:
+                with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+                    yield unpacked
+            else:
+                yield raw
+    except MedsegError:  # a ResourceError is an OSError too, and needs no second wrapping
+        raise
+    except EOFError as error:
+        raise truncated(path, "a complete gzip stream") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise damaged(path, "an intact gzip stream", "a broken one or a wrong checksum") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _read_voxels(
+    path: Path,
+    data_path: Path,
+    stream: IO[bytes] | gzip.GzipFile,
+    header: NiftiHeader,
+    skipped: int,
+) -> npt.NDArray[Any]:
+    shape = header.shape_ijk
+    wanted = int(np.prod(shape, dtype=object)) * header.dtype.itemsize
+    start = header.data_offset + skipped * wanted
+    size = data_path.stat().st_size
+    most = size * _MOST_DEFLATED if data_path.name.lower().endswith(".gz") else size
+    expected = f"{wanted} bytes of voxels"
+    if start + wanted > most:  # before anything is allocated: a broken header can ask for exabytes
+        raise truncated(path, expected)
+    buffer = np.empty(wanted, dtype=np.uint8)
+    view = buffer.data
+    stream.seek(start)
+    filled = 0
+    while filled < wanted:
+        count = stream.readinto(view[filled : filled + _CHUNK_BYTES])  # type: ignore[union-attr]
+        if not count:
+            raise truncated(path, expected, f"{filled} bytes")
+        filled += count
+    while stream.read(_CHUNK_BYTES):  # on to the end, where gzip compares its checksum
+        pass
+    return buffer.view(header.dtype).reshape(shape, order="F")

@@ -1,0 +1,417 @@
+"""Additive coupling whose activations are recomputed from the output in the backward pass.
+
+A block works on the two halves of the channels,
+
+    y1 = x1 + F(x2),   y2 = x2 + G(y1),
+
+and is undone by ``x2 = y2 - G(y1)``, ``x1 = y1 - F(x2)`` (Gomez et al., "The Reversible Residual
+Network", NeurIPS 2017). A whole sequence of blocks keeps its output and nothing else, whatever its
+length. The backward pass costs one more evaluation of F and G: the value computed for the gradient
+is the one that the inverse subtracts.
+
+The inverse is exact in real numbers only. The stream (``x``, ``y`` and the additions) therefore
+stays in float32 at least, whatever type F and G compute in under autocast, and a sequence should
+be kept to some four blocks; :func:`reconstruction_error` measures the drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from medseg.errors import ConfigError, ShapeError
+
+__all__ = [
+    "AdditiveCoupling",
+    "Memory",
+    "ReversibleSequence",
+    "check_reconstruction",
+    "inverse",
+    "reconstruction_error",
+]
+
+Memory = Literal["reversible", "stored"]
+
+# generator state of the CPU, and of the stream's device where that is another one
+_RandomState = tuple[Tensor, Tensor | None]
+
+
+class AdditiveCoupling(nn.Module):
+    """The two functions of one block; each maps half the channels onto as many.
+
+    Args:
+        f: Applied to the second half, added to the first.
+        g: Applied to the new first half, added to the second.
+
+    Raises:
+        ConfigError: If ``f`` or ``g`` keeps running statistics: both run twice per step, so the
+            statistics would be updated twice.
+    """
+
+    def __init__(self, f: nn.Module, g: nn.Module) -> None:
+        super().__init__()
+        for branch in (f, g):
+            for module in branch.modules():
+                if isinstance(module, _BatchNorm) or (
+                    isinstance(module, _InstanceNorm) and module.track_running_stats
+                ):
+                    raise ConfigError(
+                        "reversible block",
+                        expected="normalisation without running statistics",
+                        found=type(module).__name__,
+                        remedy="use GroupNorm, or InstanceNorm without running statistics",
+                        code="reversible-statistics",
+                    )
+        self.f = f
+        self.g = g
+
+    @property
+    def branches(self) -> tuple[nn.Module, nn.Module]:
+        """F and G in the order in which they are applied."""
+        return self.f, self.g
+
+
+class ReversibleSequence(nn.Module):
+    """Reversible blocks one after the other, under one node of the autograd graph.
+
+    Both kinds of memory share their weights' names and give the same forward values bit for bit.
+    Double backward is not possible in the reversible kind, and its output must not be changed in
+    place (autograd notices and says so).
+
+    Args:
+        blocks: At least one.
+        memory: ``reversible`` recomputes activations, ``stored`` is plain autograd.
+        random: Whether a branch draws random numbers, so that the generator states must be kept
+            for the second evaluation. None looks for dropout modules.
+
+    Raises:
+        ConfigError: If there is no block.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[AdditiveCoupling],
+        *,
+        memory: Memory = "reversible",
+        random: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not blocks:
+            raise ConfigError(
+                "reversible sequence",
+                expected="at least one block",
+                found="none",
+                remedy="leave the sequence out instead",
+                code="reversible-empty",
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.memory = memory
+        self.random = random
+
+    @property
+    def couplings(self) -> tuple[AdditiveCoupling, ...]:
+        """The blocks, first applied first."""
+        return tuple(cast(AdditiveCoupling, block) for block in self.blocks)
+
+    def forward(self, x_bcs: Tensor) -> Tensor:
+        """Apply all blocks.
+
+        Args:
+            x_bcs: ``(b, c, *spatial)``, ``c`` even; half precision is widened to float32.
+
+        Returns:
+            As ``x_bcs``, in float32 or wider, in the same memory format.
+
+        Raises:
+            ShapeError: If the number of channels is odd.
+            ConfigError: If a branch changes its input in place.
+        """
+        x_bcs = _stream(x_bcs)
+        if self.memory == "reversible" and torch.is_grad_enabled():
+            y_bcs: Tensor = _recomputed(self, x_bcs)
+            return y_bcs
+        return self.run(x_bcs, None)
+
+    def run(self, x_bcs: Tensor, states: list[_RandomState] | None) -> Tensor:
+        """Apply all blocks with whatever autograd mode is on.
+
+        Args:
+            x_bcs: The stream.
+            states: Takes the generator state before each branch, if given.
+        """
+        x1: Tensor
+        x2: Tensor
+        x1, x2 = x_bcs.chunk(2, dim=1)
+        for block in self.couplings:
+            x1 = x1 + _value(block.f, x2, states)
+            x2 = x2 + _value(block.g, x1, states)
+        return torch.cat((x1, x2), dim=1)
+
+    def draws_random_numbers(self) -> bool:
+        """Whether a second evaluation needs the generator states of the first."""
+        if self.random is not None:
+            return self.random
+        return any(
+            isinstance(module, _DropoutNd) and module.training and module.p > 0
+            for module in self.modules()
+        )
+
+
+def inverse(sequence: ReversibleSequence, y_bcs: Tensor) -> Tensor:
+    """The input that a sequence made ``y_bcs`` of, without gradient.
+
+    Exact up to rounding, and only for a sequence that draws no random numbers (eval mode).
+
+    Args:
+        sequence: Applied in its present mode.
+        y_bcs: ``(b, c, *spatial)``.
+
+    Raises:
+        ShapeError: If the number of channels is odd.
+        ConfigError: If the sequence draws random numbers, or changes its input in place.
+    """
+    if sequence.draws_random_numbers():
+        raise ConfigError(
+            "inverse",
+            expected="a sequence that draws no random numbers",
+            found="active dropout",
+            remedy="call eval() on the network first",
+            code="reversible-random",
+        )
+    return _inverse(sequence, _stream(y_bcs), None)
+
+
+def reconstruction_error(sequence: ReversibleSequence, x_bcs: Tensor) -> float:
+    """How far forward and inverse miss the input: largest deviation over largest magnitude.
+
+    Dropout is replayed, so this works in training mode, and under the caller's autocast.
+
+    Args:
+        sequence: Applied in its present mode.
+        x_bcs: ``(b, c, *spatial)``.
+    """
+    x_bcs = _stream(x_bcs)
+    states: list[_RandomState] | None = [] if sequence.draws_random_numbers() else None
+    with torch.no_grad():
+        y_bcs = sequence.run(x_bcs, states)
+        rebuilt = _inverse(sequence, y_bcs, states)
+        scale = x_bcs.abs().max().clamp_min(torch.finfo(x_bcs.dtype).tiny)
+        return float((rebuilt - x_bcs).abs().max() / scale)
+
+
+def check_reconstruction(
+    sequence: ReversibleSequence, x_bcs: Tensor, tolerance: float = 1e-3
+) -> None:
+    """Debug check against drift (Behrmann et al., AISTATS 2021: couplings can lose invertibility).
+
+    Raises:
+        ConfigError: If :func:`reconstruction_error` is above ``tolerance`` or not a number.
+    """
+    error = reconstruction_error(sequence, x_bcs)
+    if not error <= tolerance:
+        raise ConfigError(
+            "reversible sequence",
+            expected=f"a relative reconstruction error of at most {tolerance:.1e}",
+            found=f"{error:.1e}",
+            remedy="set memory to stored, or use fewer blocks or a wider number type",
+            code="reversible-drift",
+        )
+
+
+class _Recomputed(torch.autograd.Function):
+    """Saves the sequence's output; weights are explicit inputs, so their gradients are results.
+
+    (Calling ``backward`` inside would fill ``.grad`` behind autograd's back and give nothing at all
+    when the input needs no gradient.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - autograd's own object, filled at will
+        sequence: ReversibleSequence,
+        x_bcs: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        device_type = x_bcs.device.type
+        ctx.sequence = sequence
+        ctx.autocast = {
+            "device_type": device_type,
+            "enabled": torch.is_autocast_enabled(device_type),
+            "dtype": torch.get_autocast_dtype(device_type),
+            # a weight's cast made in here has no graph and must not be found again in backward
+            "cache_enabled": False,
+        }
+        ctx.states = [] if sequence.draws_random_numbers() else None
+        with torch.autocast(**ctx.autocast):
+            y_bcs = sequence.run(x_bcs, ctx.states)
+        ctx.save_for_backward(y_bcs, *weights)
+        return y_bcs
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401 - autograd's own object, filled at will
+        dy_bcs: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # a result without graph would silently drop second-order terms
+            raise ConfigError(
+                "reversible sequence",
+                expected="first derivatives only",
+                found="create_graph=True",
+                remedy="set memory to stored for higher derivatives",
+                code="reversible-double-backward",
+            )
+        sequence: ReversibleSequence = ctx.sequence
+        states: list[_RandomState] = list(ctx.states or ())
+        y_bcs, *weights = ctx.saved_tensors
+        y1, y2 = y_bcs.chunk(2, dim=1)
+        dy1, dy2 = dy_bcs.chunk(2, dim=1)
+        del y_bcs, dy_bcs
+        gradients: list[Tensor | None] = []
+        with torch.autocast(**ctx.autocast):
+            for number in range(len(sequence.blocks) - 1, -1, -1):
+                block = sequence.couplings[number]
+                state = states.pop() if states else None
+                y2, step, of_g = _undo(block.g, weights, y1, y2, dy2, state, last=False)
+                dy1 = dy1 + step
+                state = states.pop() if states else None
+                y1, step, of_f = _undo(block.f, weights, y2, y1, dy1, state, last=number == 0)
+                dy2 = dy2 + step
+                del step
+                gradients = [*of_f, *of_g, *gradients]
+        dx_bcs = torch.cat((dy1, dy2), dim=1) if ctx.needs_input_grad[1] else None
+        return (None, dx_bcs, *gradients)
+
+
+def _undo(
+    branch: nn.Module,
+    weights: list[Tensor],
+    source: Tensor,
+    total: Tensor,
+    d_total: Tensor,
+    state: _RandomState | None,
+    *,
+    last: bool,
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Evaluate a branch once for both the inverse and the gradients.
+
+    Args:
+        branch: F or G.
+        weights: Those of the sequence up to this branch; its own are taken off the end.
+        source: What the branch was applied to.
+        total: What its value was added to, plus that value.
+        d_total: Gradient of ``total``.
+        state: Generators to replay, if any.
+        last: Whether no one will ask for the inverse.
+
+    Returns:
+        ``total - branch(source)`` (or ``total`` where ``last`` says that no one will ask), the
+        gradient of ``source``, and those of the branch's weights.
+    """
+    names = [name for name, _ in branch.named_parameters()]
+    own = weights[len(weights) - len(names) :]
+    del weights[len(weights) - len(names) :]
+    # stand-ins, so that hooks on the weights run for the outer graph only
+    stand_ins = [weight.detach().requires_grad_(weight.requires_grad) for weight in own]
+    leaf = source.detach().requires_grad_()
+    with torch.enable_grad(), _replayed(state, source.device):
+        value: Tensor = functional_call(branch, dict(zip(names, stand_ins, strict=True)), (leaf,))
+    before = total if last else total - value.detach()
+    learned = [weight for weight in stand_ins if weight.requires_grad]
+    found = iter(
+        torch.autograd.grad(value, [leaf, *learned], d_total.to(value.dtype), allow_unused=True)
+    )
+    step = next(found)
+    if step is None:
+        step = torch.zeros_like(source)
+    return before, step, [next(found) if weight.requires_grad else None for weight in stand_ins]
+
+
+def _inverse(
+    sequence: ReversibleSequence, y_bcs: Tensor, states: list[_RandomState] | None
+) -> Tensor:
+    left = list(states or ())
+    y1, y2 = y_bcs.chunk(2, dim=1)
+    with torch.no_grad():
+        for block in reversed(sequence.couplings):
+            with _replayed(left.pop() if left else None, y_bcs.device):
+                y2 = y2 - _value(block.g, y1, None)
+            with _replayed(left.pop() if left else None, y_bcs.device):
+                y1 = y1 - _value(block.f, y2, None)
+        return torch.cat((y1, y2), dim=1)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _recomputed(sequence: ReversibleSequence, x_bcs: Tensor) -> Tensor:
+    # outside compiled graphs; F and G may be compiled each for itself
+    weights = [
+        weight
+        for block in sequence.couplings
+        for branch in block.branches
+        for weight in branch.parameters()
+    ]
+    return cast(Tensor, _Recomputed.apply(sequence, x_bcs, *weights))
+
+
+def _stream(x_bcs: Tensor) -> Tensor:
+    if x_bcs.shape[1] % 2:
+        raise ShapeError(
+            "reversible sequence",
+            expected="an even number of channels, split into two halves",
+            found=str(x_bcs.shape[1]),
+            remedy="choose even widths",
+            code="reversible-odd",
+        )
+    return x_bcs.float() if x_bcs.dtype in (torch.float16, torch.bfloat16) else x_bcs
+
+
+def _value(branch: nn.Module, x_bcs: Tensor, states: list[_RandomState] | None) -> Tensor:
+    if states is not None:
+        states.append(_random_state(x_bcs.device))
+    version = None if x_bcs.is_inference() else x_bcs._version
+    value = cast(Tensor, branch(x_bcs))
+    if version is not None and x_bcs._version != version:
+        raise ConfigError(
+            "reversible block",
+            expected="branches that leave their input as it is",
+            found="a first operation that works in place",
+            remedy="set inplace=False on it",
+            code="reversible-inplace",
+        )
+    return value
+
+
+def _random_state(device: torch.device) -> _RandomState:
+    own = None
+    if device.type != "cpu":
+        own = torch.get_device_module(device).get_rng_state(device)
+    return torch.get_rng_state(), own
+
+
+@contextmanager
+def _replayed(state: _RandomState | None, device: torch.device) -> Iterator[None]:
+    """Generators as they were at ``state``, and afterwards as they are now."""
+    if state is None:
+        yield
+        return
+    now = _random_state(device)
+    _set_random_state(state, device)
+    try:
+        yield
+    finally:
+        _set_random_state(now, device)
+
+
+def _set_random_state(state: _RandomState, device: torch.device) -> None:
+    host, own = state
+    torch.set_rng_state(host)
+    if own is not None:
+        torch.get_device_module(device).set_rng_state(own, device)

@@ -1,0 +1,284 @@
+"""Everything that decides a training run, in one complete YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medseg.core import LabelScheme
+from medseg.errors import ConfigError, MedsegError, one_of
+from medseg.models.card import InputSettings, NetworkChoice
+
+__all__ = [
+    "AugmentationSettings",
+    "DataSettings",
+    "RunSettings",
+    "TrainingSettings",
+    "load_settings",
+    "parse_settings",
+]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSettings(_Frozen):
+    """Where the cases are and how they are divided.
+
+    ``root`` is relative to the current directory. ``split`` names a split file; None takes the
+    dataset's own ``split.json``, or draws ``validation_fraction`` of the cases with ``seed``.
+    """
+
+    layout: Literal["msd"] = "msd"
+    root: Annotated[str, Field(min_length=1)]
+    split: str | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: int = 0
+
+
+class AugmentationSettings(_Frozen):
+    """Random changes of a training patch; a probability of 0 leaves one out.
+
+    ``flip_axes`` are flipped independently with ``flip_probability`` each. Angles are in degrees;
+    ``affine_scale`` of 0.1 stretches each axis by 0.9 to 1.1; ``noise_std`` is in standard
+    deviations of the normalised image; ``contrast_gamma`` are the least and largest exponent.
+    """
+
+    flip_probability: Share = 0.0
+    flip_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
+    affine_probability: Share = 0.0
+    affine_rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
+    affine_scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    noise_probability: Share = 0.0
+    noise_std: NotNegative = 0.1
+    intensity_probability: Share = 0.0
+    intensity_scale: NotNegative = 0.1
+    contrast_probability: Share = 0.0
+    contrast_gamma: tuple[Positive, Positive] = (0.7, 1.5)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.contrast_gamma[0] >= self.contrast_gamma[1]:
+            raise ValueError("contrast_gamma needs the smaller exponent first")
+        return self
+
+
+class TrainingSettings(_Frozen):
+    """How the weights are found.
+
+    The length is ``epochs`` or ``steps``, one of the two; a wall-clock budget given to the run
+    replaces both. ``patch_ijk`` of None trains on patches of the model's window.
+
+    ``warmup`` is the share of the run over which the rate rises linearly; then it falls as
+    ``(1 - progress) ** poly_exponent``. ``foreground_share`` of the patches are centred on a
+    labelled voxel. ``precision`` and ``channels_last`` of "auto" are measured on the machine.
+    Between epochs, every ``validate_every`` epochs, ``validation_cases`` cases are judged, as long
+    as that takes no more than ``validation_share`` of the time.
+    """
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count
+    samples_per_case: Count = 1
+    patch_ijk: tuple[Count, Count, Count] | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive
+    weight_decay: NotNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    poly_exponent: NotNegative = 0.9
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dice_weight: NotNegative = 1.0
+    cross_entropy_weight: NotNegative = 1.0
+    foreground_share: Share = 0.5
+    gradient_clip: Positive | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    validate_every: Count = 10
+    validation_cases: Count = 8
+    validation_share: Share = 0.05
+    seed: int = 0
+    augmentation: AugmentationSettings = AugmentationSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps, and null for the other")
+        if self.dice_weight + self.cross_entropy_weight == 0:
+            raise ValueError("dice_weight and cross_entropy_weight cannot both be 0")
+        return self
+
+
+class RunSettings(_Frozen):
+    """One training run, complete: nothing is inherited from elsewhere.
+
+    ``labels`` holds a label scheme as plain values; ``licence`` is that of the weights.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+    version: Annotated[str, Field(min_length=1)] = "1"
+    description: Annotated[str, Field(min_length=1)]
+    data: DataSettings
+    labels: dict[str, Any]
+    inputs: InputSettings
+    network: NetworkChoice
+    training: TrainingSettings
+    licence: Annotated[str, Field(min_length=1)]
+    intended_use: Annotated[str, Field(min_length=1)]
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return LabelScheme.from_dict(value).to_dict()
+
+    def scheme(self) -> LabelScheme:
+        """The label scheme as a value."""
+        return LabelScheme.from_dict(self.labels)
+
+    @property
+    def patch_ijk(self) -> tuple[int, int, int]:
+        """Extents of one training patch."""
+        return self.training.patch_ijk or self.inputs.window_ijk
+
+    def to_yaml(self) -> str:
+        """The settings as YAML that :func:`load_settings` reads back to an equal value."""
+        content = self.model_dump(mode="json")
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_settings(path: Path) -> RunSettings:
+    """Read and check a run's YAML file.
+
+    Raises:
+        ConfigError: If the file is missing, is no YAML mapping, or a key is missing, unknown or of
+            the wrong kind; the message names the key by its path, such as ``training.batch_size``.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            str(path),
+            expected="a configuration file",
+            found="none that can be read",
+            remedy="give the path of a YAML file or the name of a shipped configuration",
+            code="config-missing",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(
+            str(path),
+            expected="plain YAML",
+            found=f"text that cannot be parsed{line}",
+            remedy="repair the file; tags that build objects are not read",
+            code="config-yaml",
+        ) from error
+    return parse_settings(content, where=str(path))
+
+
+def parse_settings(content: object, *, where: str) -> RunSettings:
+    """Check parsed YAML.
+
+    Args:
+        content: What the file held.
+        where: The file as the user gave it, for messages.
+
+    Raises:
+        ConfigError: As :func:`load_settings`.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(
+            where,
+            expected="a mapping of settings",
+            found="an empty file" if content is None else f"a {type(content).__name__}",
+            remedy="start from one of the shipped configurations",
+            code="config-yaml",
+        )
+    try:
+        return RunSettings.model_validate(content)
+    except ValidationError as error:
+        raise _config_error(where, error) from error
+
+
+def _config_error(where: str, error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    place = f"{where}: {key}" if key else where
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, MedsegError):
+        return ConfigError(
+            place, expected=cause.expected, found=cause.found, remedy=cause.remedy, code=cause.code
+        )
+    more = len(error.errors()) - 1
+    remedy = "correct it" if more == 0 else f"correct it ({more} further keys are wrong as well)"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(RunSettings, first["loc"][:-1])
+        name = str(first["loc"][-1])
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        return ConfigError(
+            place,
+            expected=one_of(name, known) if known else "no further key",
+            found="an unknown key",
+            remedy=f"did you mean {near[0]}?" if near else "take it out",
+            code="config-unknown-key",
+        )
+    if first["type"] == "missing":
+        return ConfigError(
+            place,
+            expected="a value",
+            found="nothing",
+            remedy="add the key; every run's file is complete",
+            code="config-missing-key",
+        )
+    return ConfigError(
+        place,
+        expected=_expectation(first["msg"]),
+        found=_shown(first["input"]),
+        remedy=remedy,
+        code="config-value",
+    )
+
+
+def _expectation(message: str) -> str:
+    text = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, BaseModel | Mapping):
+        return "these keys"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Field names of the model that a path of keys leads to; empty if it leads to none."""
+    current: type[BaseModel] | None = model
+    for part in path:
+        if current is None or part not in current.model_fields:
+            # list positions and the tags of a union keep the members found so far
+            continue
+        current = _model_within(current.model_fields[str(part)].annotation)
+    return sorted(current.model_fields) if current is not None else []
+
+
+def _model_within(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a type expression
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _model_within(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,87 @@
+"""From what medseg reads to napari's layer tuples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.core import LabelMap, LabelScheme
+from medseg.io.labels import labels_from_voxels
+from medseg.io.scan import Scan
+from medseg_napari._origin import LayerOrigin
+
+__all__ = ["LayerData", "image_layers", "labels_layer", "plain_scheme"]
+
+LayerData = tuple[npt.NDArray[Any], dict[str, Any], str]
+"""Array, settings, and ``image`` or ``labels``."""
+
+
+def image_layers(scan: Scan, name: str) -> list[LayerData]:
+    """One image layer per channel, without copying voxels that are in the machine's byte order."""
+    origin = LayerOrigin.of(scan.volume.grid, scan.source, notes=scan.notes)
+    channels = scan.volume.channels
+    layers: list[LayerData] = []
+    for channel, data_ijk in zip(channels, scan.volume.data_cijk, strict=True):
+        title = name if len(channels) == 1 else f"{name} {channel}"
+        layers.append(
+            (origin.shown_array(_drawable(data_ijk)), origin.layer_settings(title), "image")
+        )
+    return layers
+
+
+def labels_layer(
+    scan: Scan, name: str, where: str, *, scheme: LabelScheme | None = None
+) -> LayerData:
+    """A labels layer of type uint8 or uint16, in a copy that can be painted on.
+
+    Args:
+        scan: A label map read as an image.
+        name: Of the layer.
+        where: Named in errors.
+        scheme: Names and colours, where known.
+
+    Raises:
+        FormatError: ``labels-not-integer`` or ``labels-range``.
+        ShapeError: ``labelmap-values`` if a voxel is not in the scheme.
+    """
+    labels = _as_labels(scan, scheme, where)
+    origin = LayerOrigin.of(scan.volume.grid, scan.source, scheme=scheme, notes=scan.notes)
+    settings = origin.layer_settings(name)
+    if scheme is not None:
+        settings["colormap"] = _colours(scheme)
+    return np.ascontiguousarray(origin.shown_array(labels.data_ijk)), settings, "labels"
+
+
+def plain_scheme(values: list[int]) -> LabelScheme:
+    """A scheme for integers of which nothing is known; background may be among them."""
+    names = {value: f"label {value}" for value in values if value}
+    return LabelScheme.plain("labels", names or {1: "label 1"})
+
+
+def _as_labels(scan: Scan, scheme: LabelScheme | None, where: str) -> LabelMap:
+    if scheme is None:
+        values = np.unique(scan.volume.data_cijk[0])
+        # What is out of range or in between is refused below; here it would be a wrong number.
+        whole = values[(values >= 0) & (values <= 65535) & (values == np.rint(values))]
+        scheme = plain_scheme([int(value) for value in whole])
+    return labels_from_voxels(scan.volume, scheme, where)
+
+
+def _colours(scheme: LabelScheme) -> dict[int | None, tuple[float, float, float, float]]:
+    """Label colours as napari takes them; 0 is clear and unknown values are white."""
+    colours: dict[int | None, tuple[float, float, float, float]] = {
+        None: (1.0, 1.0, 1.0, 1.0),
+        0: (0.0, 0.0, 0.0, 0.0),
+    }
+    for label in scheme.labels:
+        red, green, blue = (level / 255 for level in label.rgb)
+        colours[label.value] = (red, green, blue, 1.0)
+    return colours
+
+
+def _drawable(data_ijk: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers in a type that the graphics library takes."""
+    dtype = data_ijk.dtype.newbyteorder("=")
+    return data_ijk.astype(np.float32 if dtype == np.float16 else dtype, copy=False)

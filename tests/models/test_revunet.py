@@ -1,0 +1,222 @@
+"""The reversible U-Net: counts, parity with its stored twin, memory, and refusals."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from medseg.errors import ShapeError
+from medseg.models.revunet import REVUNET_PRESETS, MobileBottleneck, RevUNet, RevUNetSettings
+from tests.live_storage import LiveStorage
+
+
+def count(**settings: Any) -> int:
+    with torch.device("meta"):
+        network = RevUNet(RevUNetSettings(**settings))
+    return sum(weight.numel() for weight in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({}, 258_179),
+        ({"blocks": 2}, 492_739),
+        ({"blocks": 4}, 961_859),
+        ({"blocks": 2, "expansion": 2}, 259_139),
+        ({"blocks": 2, "expansion": 6}, 726_339),
+        ({"blocks": 2, "widths": (32, 64, 128, 256)}, 1_724_803),
+        ({"blocks": 2, "widths": (16, 32, 64, 128, 256)}, 1_736_259),
+    ],
+)
+def test_the_reference_numbers_of_weights_are_met(settings: dict[str, Any], weights: int) -> None:
+    assert count(**settings) == weights
+
+
+@pytest.mark.parametrize("widths", [(8,), (16, 24), (8, 16, 32), (16, 32, 64, 128, 256)])
+@pytest.mark.parametrize(("blocks", "expansion"), [(1, 1), (2, 3), (3, 6)])
+def test_the_closed_form_counts_the_weights(
+    widths: tuple[int, ...], blocks: int, expansion: int
+) -> None:
+    t, n = expansion, blocks
+    halves = [width // 2 for width in widths]
+    bottleneck = sum(2 * t * c * c + 27 * t * c + (4 * t + 2) * c for c in halves)
+    steps = sum(2 * a * b + a + b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    closed = 4 * n * bottleneck + 108 * widths[0] + steps + 3 * widths[0] + 3
+    assert count(widths=widths, blocks=n, expansion=t) == closed
+
+
+@pytest.mark.parametrize(
+    ("preset", "weights"),
+    [("tiny", 14_787), ("small", 141_379), ("base", 258_179), ("deep", 1_736_259)],
+)
+def test_presets_have_the_documented_sizes(preset: str, weights: int) -> None:
+    assert count(**REVUNET_PRESETS[preset].model_dump()) == weights
+
+
+def test_a_bottleneck_ends_linearly_and_has_no_residual() -> None:
+    block = MobileBottleneck(4, RevUNetSettings())
+    torch.nn.init.zeros_(block.project_norm.weight)
+    assert torch.equal(block(torch.randn(1, 4, 3, 3, 3)), torch.zeros(1, 4, 3, 3, 3))
+
+
+def test_levels_have_the_reference_shapes() -> None:
+    network = RevUNet(RevUNetSettings()).eval()
+    shapes: list[tuple[int, ...]] = []
+    for sequence in (*network.encoder, *reversed(network.decoder)):
+        sequence.register_forward_hook(lambda _m, _i, y: shapes.append(tuple(y.shape[1:3])))
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 4, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+    down = [(16, 32), (32, 16), (64, 8), (128, 4)]
+    assert shapes == [*down, *reversed(down)]
+
+
+def twins(dtype: torch.dtype, **settings: Any) -> tuple[RevUNet, RevUNet]:
+    torch.manual_seed(0)
+    reversible = RevUNet(RevUNetSettings(**settings)).to(dtype)
+    stored = RevUNet(RevUNetSettings(**settings, memory="stored")).to(dtype)
+    stored.load_state_dict(reversible.state_dict())
+    return reversible, stored
+
+
+def input_and_weight_gradients(network: RevUNet, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    x = x.detach().requires_grad_()
+    y = network(x)
+    return y.detach(), list(torch.autograd.grad(y.square().mean(), [x, *network.parameters()]))
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "leaky_relu"])
+@pytest.mark.parametrize("squeeze_excitation", [False, True])
+def test_the_stored_twin_agrees_in_float64(activation: str, squeeze_excitation: bool) -> None:
+    pair = twins(
+        torch.float64,
+        widths=(8, 16, 32),
+        blocks=2,
+        activation=activation,
+        squeeze_excitation=squeeze_excitation,
+    )
+    x = torch.randn(1, 4, 8, 12, 8, dtype=torch.float64)
+    (y_reversible, ours), (y_stored, theirs) = (input_and_weight_gradients(n, x) for n in pair)
+    assert torch.equal(y_reversible, y_stored)
+    worst = max((a - b).abs().max() / b.abs().max() for a, b in zip(ours, theirs, strict=True))
+    assert worst <= 1e-13
+
+
+def test_the_stored_twin_has_equal_values_in_float32() -> None:
+    reversible, stored = twins(torch.float32, blocks=2)
+    x = torch.randn(1, 4, 16, 16, 16)
+    (y_reversible, ours), (y_stored, theirs) = (
+        input_and_weight_gradients(n, x) for n in (reversible, stored)
+    )
+    assert torch.equal(y_reversible, y_stored)
+    assert (ours[0] - theirs[0]).abs().max() <= 1e-4 * theirs[0].abs().max()
+
+
+def test_bfloat16_gradients_stay_near_those_of_the_stored_twin() -> None:
+    reversible, stored = twins(torch.float32, widths=(8, 16), blocks=4)
+    x = torch.randn(1, 4, 8, 8, 8)
+    found = []
+    for network in (reversible, stored):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(x).float().square().mean()
+        loss.backward()
+        found.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
+    assert (found[0] - found[1]).norm() < 1e-2 * found[1].norm()
+
+
+@pytest.mark.parametrize("memory", ["reversible", "stored"])
+def test_channels_last_gives_the_same_and_stays_so_through_every_sequence(memory: str) -> None:
+    torch.manual_seed(0)
+    network = RevUNet(RevUNetSettings(widths=(8, 16, 32), memory=memory))
+    x = torch.randn(2, 4, 8, 8, 8)
+    expected = network(x)
+    network.to(memory_format=torch.channels_last_3d)
+    layouts: list[bool] = []
+    for sequence in (*network.encoder, *network.decoder):
+        sequence.register_forward_hook(
+            lambda _m, i, y: layouts.extend(
+                t.is_contiguous(memory_format=torch.channels_last_3d) for t in (i[0], y)
+            )
+        )
+    found = network(x.to(memory_format=torch.channels_last_3d))
+    assert len(layouts) == 12
+    assert all(layouts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_eval_mode_is_deterministic_and_gives_one_tensor() -> None:
+    network = RevUNet(REVUNET_PRESETS["tiny"]).eval()
+    x = torch.randn(1, 4, 8, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(network(x), network(x))
+    assert torch.equal(network.train()(x), network.eval()(x))
+
+
+@cache
+def live_mib(edge: int = 32, **settings: Any) -> tuple[float, float]:
+    """MiB after the forward pass, and at the peak of forward and backward."""
+    network = RevUNet(RevUNetSettings(**settings))
+    x = torch.randn(1, 4, edge, edge, edge)
+    with LiveStorage([x, *network.parameters()]) as storage:
+        y = network(x)
+        forward = storage.live_bytes
+        y.sum().backward()
+        del y
+    return forward / 2**20, storage.peak_bytes / 2**20
+
+
+def test_memory_after_forward_does_not_depend_on_the_number_of_blocks() -> None:
+    forward = {live_mib(blocks=blocks)[0] for blocks in (1, 2, 4)}
+    assert len(forward) == 1
+    assert forward.pop() == pytest.approx(6.7, abs=0.05)
+
+
+def test_peak_memory_hardly_grows_from_two_blocks_to_four() -> None:
+    # few weights, whose gradients are no activations, against many voxels
+    two, four = (live_mib(widths=(16, 32), blocks=blocks)[1] for blocks in (2, 4))
+    assert four <= 1.02 * two
+
+
+@pytest.mark.parametrize(
+    ("blocks", "activation", "forward_ratio", "peak_ratio"),
+    [(1, "relu", 15.7, 3.0), (2, "relu", 30.0, 4.5), (1, "relu6", 22.0, 3.5)],
+)
+def test_the_stored_twin_needs_several_times_the_memory(
+    blocks: int, activation: str, forward_ratio: float, peak_ratio: float
+) -> None:
+    ours = live_mib(blocks=blocks, activation=activation)
+    twin = live_mib(blocks=blocks, activation=activation, memory="stored")
+    assert twin[0] / ours[0] == pytest.approx(forward_ratio, abs=0.15)
+    assert twin[1] / ours[1] >= peak_ratio
+
+
+def test_extents_that_do_not_halve_evenly_are_refused_with_the_nearest_legal_ones() -> None:
+    network = RevUNet(RevUNetSettings())
+    assert network.size_multiple == (8, 8, 8)
+    with pytest.raises(ShapeError, match=r"nearest legal extents, \(40, 56, 8\)"):
+        network(torch.zeros(1, 4, 36, 59, 3))
+
+
+def test_a_wrong_number_of_channels_is_refused() -> None:
+    with pytest.raises(ShapeError, match="RevUNet input: expected 4 channels, found 1"):
+        RevUNet(REVUNET_PRESETS["tiny"])(torch.zeros(1, 1, 8, 8, 8))
+
+
+def test_a_tensor_without_batch_axis_is_refused() -> None:
+    with pytest.raises(ShapeError, match="expected 5 axes: batch, channel, i, j, k, found 4 axes"):
+        RevUNet(REVUNET_PRESETS["tiny"])(torch.zeros(4, 8, 8, 8))
+
+
+def test_the_head_is_at_full_resolution_and_carries_all_the_weight() -> None:
+    network = RevUNet(REVUNET_PRESETS["tiny"])
+    assert (network.in_channels, network.out_channels) == (4, 3)
+    assert network.head_strides == ((1, 1, 1),)
+    assert network.deep_supervision_weights == (1.0,)
+
+
+@pytest.mark.parametrize("widths", [(15, 32), (12, 32), (4, 8)])
+def test_widths_that_cannot_be_split_into_groups_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"is no multiple of 2 \* norm_groups = 8"):
+        RevUNetSettings(widths=widths)

@@ -1,0 +1,88 @@
+"""The table of networks: every entry works, every mistake is named."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from medseg.errors import ConfigError
+from medseg.models.network import SegmentationNetwork, halving_weights
+from medseg.models.neunet import NEUNET_PRESETS
+from medseg.models.revunet import RevUNet, RevUNetSettings
+from medseg.models.table import NETWORKS, build_network, build_settings
+
+ENTRIES = [(name, preset) for name, entry in NETWORKS.items() for preset in entry.presets]
+
+
+@pytest.mark.parametrize(("name", "preset"), ENTRIES)
+def test_every_preset_builds_the_interface_that_all_networks_have(name: str, preset: str) -> None:
+    with torch.device("meta"):
+        network = build_network(name, {"preset": preset, "in_channels": 2, "out_channels": 5})
+    assert isinstance(network, SegmentationNetwork)
+    x = torch.empty(1, 2, *network.size_multiple, device="meta")
+    answers = network.train()(x)
+    heads = answers if isinstance(answers, tuple) else (answers,)
+    assert len(heads) == len(network.head_strides) == len(network.deep_supervision_weights)
+    assert heads[0].shape == (1, 5, *network.size_multiple)
+    assert network.eval()(x).shape == heads[0].shape
+    assert sum(network.deep_supervision_weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("name", "preset"), ENTRIES)
+def test_settings_survive_json(name: str, preset: str) -> None:
+    entry = NETWORKS[name]
+    settings = entry.presets[preset]
+    again = entry.settings.model_validate_json(settings.model_dump_json())
+    assert again == settings
+    assert build_settings(name, settings.model_dump(mode="json")) == settings
+
+
+def test_the_table_holds_the_two_networks() -> None:
+    assert set(NETWORKS) == {"revunet", "neunet"}
+    assert all(name == entry.name and entry.summary for name, entry in NETWORKS.items())
+
+
+def test_overrides_replace_what_the_preset_says() -> None:
+    settings = build_settings("revunet", {"preset": "small", "blocks": 3})
+    assert settings == RevUNetSettings(expansion=2, blocks=3)
+    assert build_settings("neunet", {"preset": "acdc"}) == NEUNET_PRESETS["acdc"]
+
+
+def test_a_network_is_built_from_settings_as_they_are() -> None:
+    settings = RevUNetSettings(widths=(8,))
+    network = build_network("revunet", settings)
+    assert isinstance(network, RevUNet)
+    assert network.settings is settings
+
+
+@pytest.mark.parametrize(
+    ("name", "mapping", "words"),
+    [
+        ("revunett", {}, r"expected one of neunet, revunet \(nearest: revunet\), found 'revunett'"),
+        ("revunet", {"preset": "smal"}, r"\(nearest: small\), found 'smal'"),
+        ("revunet", {"width": [8]}, r"\(nearest: widths\), found 'width'"),
+        ("revunet", {"blocks": 0}, r"revunet, blocks: expected .*greater than or equal to 1"),
+        ("revunet", {"activation": "elu"}, r"activation: expected .*'relu'.*found 'elu'"),
+        ("revunet", {"widths": [12]}, r"expected width 12 is no multiple of 2 \* norm_groups"),
+        ("neunet", {}, r"neunet, features: expected field required"),
+    ],
+)
+def test_mistakes_in_settings_are_named(name: str, mapping: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_network(name, mapping)
+
+
+def test_settings_of_another_network_are_refused() -> None:
+    with pytest.raises(ConfigError, match="expected NeUNetSettings, found RevUNetSettings"):
+        build_network("neunet", RevUNetSettings())
+
+
+@pytest.mark.parametrize("heads", range(1, 8))
+def test_halving_weights_sum_to_one_and_halve(heads: int) -> None:
+    weights = halving_weights(heads)
+    assert len(weights) == heads
+    assert sum(weights) == pytest.approx(1)
+    if heads > 1:
+        assert weights[-1] == 0
+        for fine, coarse in zip(weights[:-2], weights[1:-1], strict=True):
+            assert fine == pytest.approx(2 * coarse)

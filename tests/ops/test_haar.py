@@ -1,0 +1,146 @@
+"""Haar wavelet: laws, PyWavelets, and numbers worked on paper."""
+
+import math
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from medseg.errors import ShapeError
+from medseg.ops.haar import haar_forward, haar_inverse
+
+SIZES = st.lists(st.integers(1, 3), min_size=1, max_size=4)
+
+
+@st.composite
+def tensors_and_axes(draw: st.DrawFn) -> tuple[Tensor, list[int]]:
+    halves = draw(SIZES)
+    rank = len(halves)
+    shape = (draw(st.integers(1, 2)), draw(st.integers(1, 3)), *(2 * half for half in halves))
+    axes = draw(st.permutations(range(2, 2 + rank)))[: draw(st.integers(0, rank))]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    return torch.randn(shape, generator=generator, dtype=torch.float64), axes
+
+
+@settings(max_examples=40, deadline=None)
+@given(tensors_and_axes())
+def test_the_inverse_gives_the_input_back(case: tuple[Tensor, list[int]]) -> None:
+    x, axes = case
+    torch.testing.assert_close(haar_inverse(haar_forward(x, axes), axes), x, rtol=0, atol=1e-14)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tensors_and_axes())
+def test_the_transform_keeps_the_sum_of_squares(case: tuple[Tensor, list[int]]) -> None:
+    x, axes = case
+    assert haar_forward(x, axes).square().sum().item() == pytest.approx(x.square().sum().item())
+
+
+@settings(max_examples=40, deadline=None)
+@given(tensors_and_axes())
+def test_sub_bands_are_those_of_pywavelets_in_band_major_order(
+    case: tuple[Tensor, list[int]],
+) -> None:
+    x, axes = case
+    letters = [
+        f"{n:0{len(axes)}b}".replace("0", "a").replace("1", "d") for n in range(2 ** len(axes))
+    ]
+    if axes:
+        oracle = pywt.dwtn(x.numpy(), "haar", axes=axes)
+        expected = np.concatenate([oracle[band] for band in letters], axis=1)
+    else:
+        expected = x.numpy()
+    np.testing.assert_allclose(haar_forward(x, axes).numpy(), expected, atol=1e-13)
+
+
+def test_float32_agrees_with_pywavelets_to_rounding() -> None:
+    x = torch.randn(1, 2, 8, 6, 4, generator=torch.Generator().manual_seed(1))
+    bands = haar_forward(x, (2, 3, 4))
+    assert bands.dtype == torch.float32
+    oracle = pywt.dwtn(x.numpy(), "haar", axes=(2, 3, 4))
+    np.testing.assert_allclose(bands[:, 2:4].numpy(), oracle["aad"], atol=1e-6)
+
+
+def test_a_cube_of_one_to_eight_has_the_coefficients_worked_on_paper() -> None:
+    cube = torch.arange(1, 9, dtype=torch.float64).reshape(1, 1, 2, 2, 2)
+    bands = haar_forward(cube, (2, 3, 4)).flatten()
+    expected = [12.727922, -1.414214, -2.828427, 0, -5.656854, 0, 0, 0]
+    assert bands.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_square_of_one_to_four_has_the_coefficients_worked_on_paper() -> None:
+    square = torch.arange(1, 5, dtype=torch.float64).reshape(1, 1, 2, 2)
+    assert haar_forward(square, (-2, -1)).flatten().tolist() == [5, -1, -2, 0]
+
+
+def _energies(bands: Tensor) -> list[float]:
+    return bands.square().sum(dim=(0, 2, 3, 4)).tolist()
+
+
+def _sine(*shape: int) -> Tensor:
+    n = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(0.013 * n).reshape(1, 1, *shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels"),
+    [
+        (
+            (16, 64, 64),
+            [
+                ((), [32749.9702]),
+                ((3, 4), [27393.3986, 1.1593, 5355.1842, 0.2259]),
+                (
+                    (2, 3, 4),
+                    [77.7714, 0.0134, 95.4157, 0.0158, 12461.4236, 2.0691, 14754.1483, 2.5385],
+                ),
+                ((2, 3, 4), [0.6685, 0.0004, 75.0633, 0.0517, 0.0169, 0.0, 1.9692, 0.0013]),
+            ],
+        ),
+        (
+            (10, 32, 32),
+            [
+                ((3, 4), [4886.6389, 0.2077, 218.9864, 0.0092]),
+                ((3, 4), [4081.9376, 0.6961, 803.8702, 0.1347]),
+                (
+                    (2, 3, 4),
+                    [1717.5943, 1.0182, 1814.6078, 1.4, 230.3011, 0.1777, 316.6504, 0.1877],
+                ),
+            ],
+        ),
+    ],
+    ids=["synapse strides", "acdc strides"],
+)
+def test_energies_of_a_sine_are_the_reference_ones(
+    shape: tuple[int, ...], levels: list[tuple[tuple[int, ...], list[float]]]
+) -> None:
+    smooth = _sine(*shape)
+    for axes, expected in levels:
+        bands = haar_forward(smooth, axes)
+        assert _energies(bands) == pytest.approx(expected, rel=1e-6, abs=6e-5)
+        smooth = bands[:, :1]
+
+
+def test_gradients_are_those_of_an_orthonormal_map() -> None:
+    x = torch.randn(1, 1, 2, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: haar_forward(t, (2, 3, 4)), (x,))
+
+
+def test_an_odd_extent_is_refused_with_the_size_to_pad_to() -> None:
+    with pytest.raises(ShapeError, match=r"even extents on axes \(2, 3\).*pad axis 3 to 6"):
+        haar_forward(torch.zeros(1, 1, 4, 5), (2, 3))
+
+
+@pytest.mark.parametrize("axes", [(1,), (2, 2), (2, -2), (4,)])
+def test_axes_that_are_not_spatial_or_come_twice_are_refused(axes: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="different spatial axes, 2 to 3"):
+        haar_forward(torch.zeros(1, 1, 4, 4), axes)
+
+
+def test_an_incomplete_set_of_bands_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"a multiple of 4 channels.*found 6 channels"):
+        haar_inverse(torch.zeros(1, 6, 2, 2), (2, 3))

@@ -1,0 +1,343 @@
+"""Reversible sequences: inversion, gradients, and what could silently go wrong in either."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from medseg.errors import ConfigError, ShapeError
+from medseg.models.revunet import MobileBottleneck, RevUNetSettings
+from medseg.ops.reversible import (
+    AdditiveCoupling,
+    ReversibleSequence,
+    check_reconstruction,
+    inverse,
+    reconstruction_error,
+)
+
+
+def bottlenecks(
+    blocks: int, channels: int = 4, expansion: int = 2, activation: str = "silu"
+) -> ReversibleSequence:
+    choice = RevUNetSettings.model_validate(
+        {"expansion": expansion, "activation": activation, "norm_groups": 1}
+    )
+    half = channels // 2
+    return ReversibleSequence(
+        [
+            AdditiveCoupling(MobileBottleneck(half, choice), MobileBottleneck(half, choice))
+            for _ in range(blocks)
+        ]
+    )
+
+
+def with_dropout(blocks: int) -> ReversibleSequence:
+    def branch() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Dropout(0.4), nn.Conv2d(4, 2, 1))
+
+    return ReversibleSequence([AdditiveCoupling(branch(), branch()) for _ in range(blocks)])
+
+
+def gradients(
+    sequence: ReversibleSequence, x: Tensor, memory: str, seed: int = 3
+) -> tuple[Tensor, list[Tensor]]:
+    """Output, then the gradients of the input and of all weights."""
+    sequence.memory = memory  # type: ignore[assignment]
+    x = x.detach().requires_grad_()
+    torch.manual_seed(seed)
+    y = sequence(x)
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return y.detach(), list(torch.autograd.grad(y, [x, *sequence.parameters()], dy))
+
+
+def worst_relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 99), st.sampled_from(["relu", "relu6", "silu"]))
+def test_the_inverse_gives_the_input_back(blocks: int, seed: int, activation: str) -> None:
+    torch.manual_seed(seed)
+    sequence = bottlenecks(blocks, channels=8, activation=activation).double()
+    x = torch.randn(1, 8, 4, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert (inverse(sequence, sequence(x)) - x).abs().max() <= 1e-13
+    assert reconstruction_error(sequence, x) <= 1e-13
+
+
+def test_four_blocks_in_float32_reconstruct_within_two_millionths() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(4, channels=32, expansion=4, activation="relu6")
+    assert reconstruction_error(sequence, torch.randn(1, 32, 8, 8, 8)) <= 2e-6
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 99))
+def test_values_are_equal_and_gradients_agree_with_plain_autograd(blocks: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    sequence = bottlenecks(blocks, channels=8).double()
+    x = torch.randn(2, 8, 4, 3, 4, dtype=torch.float64)
+    y_reversible, ours = gradients(sequence, x, "reversible")
+    y_stored, theirs = gradients(sequence, x, "stored")
+    assert torch.equal(y_reversible, y_stored)
+    assert worst_relative(ours, theirs) <= 1e-12
+
+
+def test_two_blocks_pass_the_numerical_gradient_check_for_input_and_weights() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(2, channels=4).double()
+    names = [name for name, _ in sequence.named_parameters()]
+    x = torch.randn(1, 4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def apply(x_bcijk: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            sequence, dict(zip(names, weights, strict=True)), (x_bcijk,)
+        )
+
+    weights = [weight.detach().requires_grad_() for weight in sequence.parameters()]
+    assert torch.autograd.gradcheck(apply, (x, *weights))
+
+
+def test_weights_learn_even_if_the_input_needs_no_gradient() -> None:
+    sequence = bottlenecks(2)
+    y = sequence(torch.randn(1, 4, 4, 4, 4))
+    assert y.requires_grad
+    found = torch.autograd.grad(y.square().sum(), list(sequence.parameters()))
+    assert all(gradient is not None for gradient in found)
+    assert all(weight.grad is None for weight in sequence.parameters())
+
+
+def test_frozen_weights_get_no_gradient_and_the_others_the_right_one() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(2).double()
+    x = torch.randn(1, 4, 4, 4, 4, dtype=torch.float64)
+    sequence.blocks[0].requires_grad_(requires_grad=False)
+    grads = []
+    for memory in ("reversible", "stored"):
+        sequence.memory = memory  # type: ignore[assignment]
+        sequence.zero_grad()
+        sequence(x).square().sum().backward()
+        grads.append([weight.grad for weight in sequence.blocks[1].parameters()])
+        assert all(weight.grad is None for weight in sequence.blocks[0].parameters())
+    assert worst_relative(*grads) <= 1e-12
+
+
+def test_weight_hooks_run_once_per_step() -> None:
+    sequence = bottlenecks(1)
+    weight = next(sequence.parameters())
+    calls: list[Tensor] = []
+    weight.register_hook(calls.append)
+    sequence(torch.randn(1, 4, 4, 4, 4)).sum().backward()
+    assert len(calls) == 1
+
+
+def test_gradients_accumulate_over_two_steps() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(1).double()
+    x = torch.randn(1, 4, 4, 4, 4, dtype=torch.float64)
+    _, once = gradients(sequence, x, "reversible")
+    for _ in range(2):
+        y = sequence(x)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape))
+    twice = [weight.grad for weight in sequence.parameters()]
+    assert worst_relative(twice, [2 * gradient for gradient in once[1:]]) <= 1e-12
+
+
+def test_dropout_is_replayed_so_that_gradients_match_the_stored_twin() -> None:
+    torch.manual_seed(0)
+    sequence = with_dropout(3).double()
+    x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    y_reversible, ours = gradients(sequence, x, "reversible", seed=7)
+    y_stored, theirs = gradients(sequence, x, "stored", seed=7)
+    assert torch.equal(y_reversible, y_stored)
+    assert worst_relative(ours, theirs) <= 1e-12
+    assert reconstruction_error(sequence, x) <= 1e-13
+
+
+def test_the_replay_leaves_the_callers_generator_alone() -> None:
+    sequence = with_dropout(2)
+    y = sequence(torch.randn(1, 4, 6, 6))
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    y.sum().backward()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_randomness_that_is_no_dropout_module_can_be_declared() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(1, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x * torch.rand_like(x))
+
+    torch.manual_seed(0)
+    block = AdditiveCoupling(Noisy(), Noisy()).double()
+    sequence = ReversibleSequence([block], random=True)
+    x = torch.randn(1, 2, 5, dtype=torch.float64)
+    _, ours = gradients(sequence, x, "reversible")
+    _, theirs = gradients(sequence, x, "stored")
+    assert worst_relative(ours, theirs) <= 1e-12
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_stream_stays_float32_and_gradients_match(low: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(4, channels=16, expansion=4)
+    x = torch.randn(1, 16, 6, 6, 6)
+    grads = {}
+    for memory in ("reversible", "stored"):
+        sequence.memory = memory  # type: ignore[assignment]
+        sequence.zero_grad()
+        with torch.autocast("cpu", low):
+            y = sequence(x.to(low))
+        assert y.dtype == torch.float32
+        y.square().mean().backward()  # autocast is off here
+        grads[memory] = [weight.grad for weight in sequence.parameters()]
+    flat = {name: torch.cat([g.flatten() for g in found]) for name, found in grads.items()}
+    difference = (flat["reversible"] - flat["stored"]).norm() / flat["stored"].norm()
+    assert difference < 1e-2
+
+
+def test_backward_inside_the_autocast_block_gives_every_gradient() -> None:
+    sequence = bottlenecks(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        sequence(torch.randn(1, 4, 4, 4, 4)).sum().backward()
+    assert all(weight.grad is not None for weight in sequence.parameters())
+
+
+@pytest.mark.parametrize("memory", ["reversible", "stored"])
+def test_channels_last_stays_channels_last_both_ways(memory: str) -> None:
+    sequence = bottlenecks(2).to(memory_format=torch.channels_last_3d)
+    sequence.memory = memory  # type: ignore[assignment]
+    x = torch.randn(2, 4, 4, 6, 4).to(memory_format=torch.channels_last_3d).requires_grad_()
+    y = sequence(x)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert dx.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_a_change_of_the_output_in_place_is_noticed() -> None:
+    y = bottlenecks(1)(torch.randn(1, 4, 4, 4, 4))
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_double_backward_is_refused_and_possible_with_stored_memory() -> None:
+    sequence = bottlenecks(1)
+    x = torch.randn(1, 4, 3, 3, 3, requires_grad=True)
+    with pytest.raises(ConfigError, match="expected first derivatives only"):
+        torch.autograd.grad(sequence(x).sum(), x, create_graph=True)
+    sequence.memory = "stored"
+    (dx,) = torch.autograd.grad(sequence(x).square().sum(), x, create_graph=True)
+    dx.square().sum().backward()
+    assert x.grad is not None
+
+
+def test_a_weight_changed_between_forward_and_backward_is_noticed() -> None:
+    sequence = bottlenecks(1)
+    y = sequence(torch.randn(1, 4, 3, 3, 3))
+    with torch.no_grad():
+        next(sequence.parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_second_backward_of_a_kept_graph_gives_the_same() -> None:
+    sequence = bottlenecks(2)
+    y = sequence(torch.randn(1, 4, 4, 4, 4)).square().sum()
+    weights = list(sequence.parameters())
+    first = torch.autograd.grad(y, weights, retain_graph=True)
+    second = torch.autograd.grad(y, weights)
+    assert all(itertools.starmap(torch.equal, zip(first, second, strict=True)))
+
+
+# dynamo reads .grad of every tensor and silences the warning itself, too late for "error"
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_torch_compile_breaks_the_graph_and_agrees() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(2)
+    x = torch.randn(1, 4, 4, 4, 4)
+    model = nn.Sequential(nn.Conv3d(4, 4, 1), sequence)
+    expected = model(x)
+    found = torch.compile(model, backend="eager")(x)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_in_inference_mode_nothing_is_saved() -> None:
+    sequence = bottlenecks(2)
+    x = torch.randn(1, 4, 4, 4, 4)
+    with torch.inference_mode():
+        assert torch.equal(sequence(x), sequence(x.clone()))
+    with torch.no_grad():
+        assert sequence(x).grad_fn is None
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm3d(2), nn.InstanceNorm3d(2, track_running_stats=True), nn.SyncBatchNorm(2)]
+)
+def test_running_statistics_are_refused(norm: nn.Module) -> None:
+    with pytest.raises(
+        ConfigError, match=f"without running statistics, found {type(norm).__name__}"
+    ):
+        AdditiveCoupling(nn.Identity(), nn.Sequential(nn.Identity(), norm))
+
+
+def test_instance_norm_without_statistics_is_accepted() -> None:
+    AdditiveCoupling(nn.InstanceNorm3d(2), nn.GroupNorm(1, 2))
+
+
+def test_an_odd_number_of_channels_is_refused() -> None:
+    with pytest.raises(ShapeError, match="an even number of channels"):
+        bottlenecks(1)(torch.zeros(1, 5, 4, 4, 4))
+
+
+def test_an_empty_sequence_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one block"):
+        ReversibleSequence([])
+
+
+def test_a_branch_that_works_in_place_on_its_input_is_refused() -> None:
+    block = AdditiveCoupling(nn.ReLU(inplace=True), nn.Identity())
+    with pytest.raises(ConfigError, match="first operation that works in place"):
+        ReversibleSequence([block])(torch.randn(1, 2, 3))
+
+
+def test_the_public_inverse_refuses_active_dropout() -> None:
+    sequence = with_dropout(1)
+    with pytest.raises(ConfigError, match=r"found active dropout; call eval\(\)"):
+        inverse(sequence, torch.zeros(1, 4, 2, 2))
+    sequence.eval()
+    x = torch.randn(1, 4, 2, 2)
+    torch.testing.assert_close(inverse(sequence, sequence(x).detach()), x)
+
+
+def test_drift_above_the_tolerance_is_reported() -> None:
+    sequence = bottlenecks(1)
+    x = torch.randn(1, 4, 4, 4, 4)
+    check_reconstruction(sequence, x)
+    with pytest.raises(ConfigError, match=r"error of at most 1\.0e-12"):
+        check_reconstruction(sequence, x, tolerance=1e-12)
+    explosive = ReversibleSequence([AdditiveCoupling(Scaled(1e12), Scaled(1e12))])
+    with pytest.raises(ConfigError, match="set memory to stored"):
+        check_reconstruction(explosive, x)
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x

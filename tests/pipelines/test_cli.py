@@ -1,0 +1,115 @@
+"""The command line as such: quick, quiet, and honest about what it is."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import medseg
+from pipelines.cli import app
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import medseg",
+        "import sys; sys.argv = ['medseg', '--help']; from pipelines.cli import main\n"
+        "try: main()\nexcept SystemExit: pass",
+    ],
+)
+def test_neither_the_package_nor_help_loads_torch_or_monai(statement):
+    check = "\nimport sys; print(sorted({'torch', 'monai', 'napari'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", statement + check],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_predicting_does_not_load_monai():
+    statement = (
+        "import pipelines.infer, pipelines.demo, medseg.inference.predictor, sys;"
+        "print('monai' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", statement],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_the_version_says_what_it_is_not():
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == (
+        f"medseg {medseg.__version__}. Research software, not a medical device."
+    )
+
+
+def test_the_version_is_the_packages():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert medseg.__version__ == project["version"]
+
+
+@pytest.mark.parametrize(
+    "command", [["demo"], ["train"], ["predict"], ["doctor"], ["models", "list"]]
+)
+def test_every_command_has_help_and_json(command):
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+def test_a_word_that_is_no_command_is_wrong_usage():
+    assert run("segment").exit_code == 2
+
+
+def test_doctor_finds_nothing_wrong_here():
+    result = run("doctor", "--json")
+    findings = json.loads(result.stdout)["findings"]
+    assert [finding for finding in findings if finding["state"] == "problem"] == []
+    assert result.exit_code == 0
+    assert {"Python", "torch", "DICOM decoders", "disk"} <= {item["topic"] for item in findings}
+
+
+def test_models_list_shows_the_shipped_model():
+    content = json.loads(run("models", "list", "--json").stdout)
+    assert "reversible_hippocampus" in content["models"]
+    table = run("models", "list")
+    assert "reversible_hippocampus" in table.stdout
+
+
+def test_models_show_prints_the_card():
+    result = run("models", "show", "reversible_hippocampus")
+    assert result.exit_code == 0
+    assert "SCT" in result.stdout
+    card = json.loads(run("models", "show", "reversible_hippocampus", "--json").stdout)["model"]
+    assert card["licence"].startswith("CC-BY-SA-4.0")
+
+
+def test_models_list_of_a_missing_folder_is_wrong_usage(tmp_path):
+    result = run("models", "list", tmp_path / "none")
+    assert result.exit_code == 2
+    assert "expected a folder that holds model folders" in result.stderr
+
+
+def test_errors_are_json_too_when_asked():
+    result = run("models", "show", "nothing", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["code"] == "model-missing"

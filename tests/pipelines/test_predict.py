@@ -1,0 +1,432 @@
+"""`medseg predict` as a user runs it: good cases, every kind of broken one, honest exit codes."""
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medseg.core import Grid, LabelScheme, Volume, reorient
+from medseg.core.scheme import Code, Label
+from medseg.io.dicom_export import write_dicom_series
+from medseg.io.dicom_seg import read_seg
+from medseg.io.reading import read_image, read_labels
+from medseg.models.card import (
+    Channel,
+    InputSettings,
+    ModelDescription,
+    NetworkChoice,
+    Training,
+)
+from medseg.models.folder import load_card, save_model
+from medseg.models.table import build_network
+from pipelines.cli import app
+
+SCHEME = LabelScheme(
+    "test",
+    (
+        Label(1, "left", (200, 30, 30), concept=Code("5366008", "SCT", "Hippocampus")),
+        Label(2, "right", (30, 200, 30)),
+    ),
+)
+NETWORK = {
+    "in_channels": 1,
+    "out_channels": 3,
+    "widths": [4, 8],
+    "expansion": 2,
+    "norm_groups": 2,
+}
+
+
+def make_model(folder: Path, channels=("image",), window=(16, 16, 16)) -> Path:
+    torch.manual_seed(3)
+    settings = {**NETWORK, "in_channels": len(channels)}
+    network = build_network("revunet", settings)
+    description = ModelDescription(
+        name="untrained",
+        version="1",
+        description="random weights, for tests",
+        network=NetworkChoice(name="revunet", settings=settings),
+        inputs=InputSettings(
+            channels=tuple(Channel(name=name) for name in channels),
+            spacing_mm=None,
+            window_ijk=window,
+        ),
+        labels=SCHEME.to_dict(),
+        training=Training(
+            dataset="none",
+            dataset_licence="none",
+            training_cases=0,
+            validation_cases=0,
+            steps=0,
+            epochs=0,
+            seconds=0,
+            seed=3,
+            config_sha256="0",
+            medseg_version="0",
+            torch_version="0",
+            monai_version="0",
+            finished=True,
+        ),
+        licence="CC0-1.0",
+    )
+    save_model(folder, network, description)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def voxels(shape=(20, 22, 18)):
+    return np.random.default_rng(5).normal(100, 20, shape).astype(np.float32)
+
+
+TILT = np.radians(9)
+AFFINE = np.array(
+    [
+        [0, -1.5, 0, 12.5],
+        [-1.25 * np.cos(TILT), 0, 2 * np.sin(TILT), -7],
+        [1.25 * np.sin(TILT), 0, 2 * np.cos(TILT), 33],
+        [0, 0, 0, 1],
+    ]
+)
+
+
+def make_nifti(path: Path, data=None, affine=AFFINE) -> Path:
+    image = nib.Nifti1Image(voxels() if data is None else data, affine)
+    image.set_sform(affine, code=2)
+    image.set_qform(affine, code=1)
+    nib.save(image, path)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def predict_json(*arguments):
+    result = run("predict", *arguments, "--json")
+    return result, json.loads(result.stdout)
+
+
+def test_a_nifti_case_gives_labels_on_its_own_grid(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    out = tmp_path / "out"
+    result, answer = predict_json(image, "-m", model, "-o", out, "--preview")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == [
+        "case_dseg.nii.gz",
+        "case_dseg.tsv",
+        "case_preview.png",
+        "case_report.json",
+    ]
+    source, written = nib.load(image), nib.load(out / "case_dseg.nii.gz")
+    assert written.get_data_dtype() == np.uint8
+    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "pixdim"):
+        assert source.header[field].tobytes() == written.header[field].tobytes(), field
+    found = np.asarray(written.dataobj)
+    counts = {name: int((found == value).sum()) for value, name in ((1, "left"), (2, "right"))}
+    assert sum(counts.values()) > 0
+    voxel_ml = abs(np.linalg.det(source.affine)) / 1000
+    for name, count in counts.items():
+        assert answer["cases"][0]["volumes_ml"][name] == pytest.approx(count * voxel_ml, rel=1e-5)
+    report = json.loads((out / "case_report.json").read_text())
+    assert report["notice"] == "Research software, not a medical device."
+    assert str(tmp_path) not in json.dumps(report)
+    table = (out / "case_dseg.tsv").read_text().splitlines()
+    assert table == ["index\tname\tcolor", "1\tleft\t#C81E1E", "2\tright\t#1EC81E"]
+
+
+def test_the_labels_do_not_depend_on_how_the_file_stores_its_axes(model, tmp_path):
+    make_nifti(tmp_path / "a.nii.gz")
+    scan = read_image(tmp_path / "a.nii.gz")
+    turned = reorient(scan.volume, "PSL")
+    make_nifti(tmp_path / "b.nii.gz", turned.data_cijk[0], turned.grid.affine_ras)
+    assert (
+        run(
+            "predict", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "-m", model, "-o", tmp_path
+        ).exit_code
+        == 0
+    )
+    first, second = (read_labels(tmp_path / f"{n}_dseg.nii.gz", SCHEME) for n in "ab")
+    back = reorient(second, first.grid.orientation)
+    np.testing.assert_array_equal(first.data_ijk, back.data_ijk)
+    assert first.grid.distance_mm(back.grid) < 0.01
+
+
+def test_a_dicom_series_gives_nifti_and_seg_that_agree(model, tmp_path):
+    orthonormal = np.diag([-1.5, -1.25, 2.0, 1.0])
+    orthonormal[:3, 3] = [20, 30, -40]
+    volume = Volume(voxels()[None], Grid((20, 22, 18), orthonormal))
+    write_dicom_series(volume, tmp_path / "series", modality="MR")
+    out = tmp_path / "out"
+    result, answer = predict_json(tmp_path / "series", "-m", model, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    files = answer["cases"][0]["files"]
+    nifti = read_labels(Path(files["nifti"]), SCHEME)
+    seg = read_seg(Path(files["dicom_seg"]), SCHEME, nifti.grid)
+    np.testing.assert_array_equal(seg.data_ijk, nifti.data_ijk)
+    assert int((seg.data_ijk > 0).sum()) > 0
+    written = hd.seg.segread(files["dicom_seg"])
+    source = pydicom.dcmread(next((tmp_path / "series").iterdir()), stop_before_pixels=True)
+    assert written.StudyInstanceUID == source.StudyInstanceUID
+    assert written.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert written.SeriesInstanceUID != source.SeriesInstanceUID
+    assert "5366008" in {
+        item.SegmentedPropertyTypeCodeSequence[0].CodeValue for item in written.SegmentSequence
+    }
+
+
+def test_channels_are_given_by_name(tmp_path):
+    model = make_model(tmp_path / "model", channels=("T1", "FLAIR"))
+    first = make_nifti(tmp_path / "t1.nii.gz")
+    second = make_nifti(tmp_path / "flair.nii.gz", voxels() * 2)
+    good = run(
+        "predict", "--channel", f"FLAIR={second}", "--channel", f"T1={first}", "-m", model,
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert good.exit_code == 0, good.stderr
+    assert (tmp_path / "out" / "flair_dseg.nii.gz").is_file()
+    wrong = run("predict", "--channel", f"T2={first}", "-m", model, "-o", tmp_path / "out2")
+    assert wrong.exit_code == 1
+    assert "expected the model's channels T1, FLAIR, found T2" in wrong.stderr
+
+
+def _truncated(folder):
+    whole = make_nifti(folder / "whole.nii.gz").read_bytes()
+    (folder / "whole.nii.gz").unlink()
+    (folder / "case.nii.gz").write_bytes(whole[: len(whole) // 2])
+
+
+def _not_finite(folder):
+    data = voxels()
+    data[3, 4, 5] = np.nan
+    make_nifti(folder / "case.nii.gz", data)
+
+
+def _labels(folder):
+    data = np.zeros((20, 22, 18), np.uint8)
+    data[5:9, 5:9, 5:9] = 1
+    data[10:12, 5:9, 5:9] = 2
+    make_nifti(folder / "case.nii.gz", data)
+
+
+def _two_orientations(folder):
+    one = np.diag([-1.0, -1.0, 2.0, 1.0])
+    other = one[:, [1, 0, 2, 3]]
+    series = folder / "case"
+    write_dicom_series(Volume(voxels()[None], Grid((20, 22, 18), one)), series, modality="MR")
+    write_dicom_series(
+        Volume(voxels((22, 20, 18))[None], Grid((22, 20, 18), other)), folder / "b", modality="MR"
+    )
+    first = pydicom.dcmread(next(series.iterdir()))
+    for number, path in enumerate(sorted((folder / "b").iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID = first.SeriesInstanceUID
+        dataset.StudyInstanceUID = first.StudyInstanceUID
+        dataset.FrameOfReferenceUID = first.FrameOfReferenceUID
+        dataset.save_as(series / f"other{number}")
+    shutil.rmtree(folder / "b")
+
+
+def _text_folder(folder):
+    (folder / "case").mkdir()
+    (folder / "case" / "notes.txt").write_text("no images here")
+
+
+BROKEN = {
+    "file-truncated": _truncated,
+    "file-empty": lambda folder: (folder / "case.nii.gz").write_bytes(b""),
+    "not-an-image": lambda folder: (folder / "case.nii.gz").write_bytes(
+        b"this is not an image " * 9
+    ),
+    "no-images": _text_folder,
+    "voxels-not-finite": _not_finite,
+    "image-4d": lambda folder: make_nifti(folder / "case.nii.gz", voxels((20, 22, 18, 3))),
+    "image-too-small": lambda folder: make_nifti(folder / "case.nii.gz", voxels((20, 22, 5))),
+    "image-one-slice": lambda folder: make_nifti(folder / "case.nii.gz", voxels((20, 22, 1))),
+    "label-as-image": _labels,
+    "slice-orientation": _two_orientations,
+    "file-missing": lambda folder: None,
+}
+
+
+@pytest.mark.parametrize("code", BROKEN)
+def test_a_broken_case_is_named_and_leaves_nothing_while_the_next_is_done(code, model, tmp_path):
+    BROKEN[code](tmp_path)
+    bad = tmp_path / "case.nii.gz"
+    if (tmp_path / "case").is_dir():
+        bad = tmp_path / "case"
+    good = make_nifti(tmp_path / "good.nii.gz")
+    out = tmp_path / "out"
+    result, answer = predict_json(bad, good, "-m", model, "-o", out)
+    assert result.exit_code == 1
+    first, second = answer["cases"]
+    assert (first["state"], first["code"]) == ("failed", code)
+    assert "expected " in first["message"]
+    assert first["message"] in result.stderr
+    assert second["state"] == "done"
+    assert answer["failed"] == 1
+    assert {path.name.split("_")[0] for path in out.iterdir()} == {"good"}
+
+
+def test_a_text_file_in_gzip_is_not_an_image(model, tmp_path):
+    path = tmp_path / "case.nii.gz"
+    path.write_bytes(gzip.compress(b"hello " * 200))
+    _, answer = predict_json(path, "-m", model, "-o", tmp_path / "out")
+    assert answer["cases"][0]["code"] == "not-an-image"
+
+
+def test_one_image_for_a_two_channel_model_is_told_what_to_do(tmp_path):
+    model = make_model(tmp_path / "model", channels=("T1", "FLAIR"))
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result = run("predict", image, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "expected 2 channels (T1, FLAIR), found 1" in result.stderr
+    assert "channel-count" in result.stdout
+
+
+def test_an_output_folder_that_cannot_be_is_wrong_usage(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    (tmp_path / "file").write_text("in the way")
+    result = run("predict", image, "-m", model, "-o", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "expected a folder that can be made and written" in result.stderr
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_results_are_not_overwritten_unless_asked(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    assert run("predict", image, "-m", model, "-o", tmp_path / "out").exit_code == 0
+    before = (tmp_path / "out" / "case_dseg.nii.gz").read_bytes()
+    again = run("predict", image, "-m", model, "-o", tmp_path / "out")
+    assert again.exit_code == 1
+    assert "expected no result of this name yet" in again.stderr
+    third = run("predict", image, "-m", model, "-o", tmp_path / "out", "--overwrite")
+    assert third.exit_code == 0
+    assert (tmp_path / "out" / "case_dseg.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a/x.nii.gz", "b/x.nii.gz"], "expected cases with names that differ, found x"),
+        ([], "expected either CASE arguments or --channel NAME=PATH options, found neither"),
+        (["x.nii.gz", "--channel", "T1=y.nii.gz"], "found both"),
+        (["--channel", "y.nii.gz"], "expected NAME=PATH, every name once"),
+        (["x.nii.gz", "--device", "gpu"], "expected one of auto, cpu, cuda, cuda:N"),
+        (["x.nii.gz", "--device", "cuda:9"], "expected cuda:9, found"),
+        (["x.nii.gz", "--overlap", "1"], "expected a number from 0 to below 1, found 1.0"),
+    ],
+)
+def test_wrong_usage_is_code_two(arguments, words, model, tmp_path):
+    result = run("predict", *arguments, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_model_names_the_nearest(tmp_path):
+    result = run("predict", "x.nii.gz", "-m", "reversible_hipocampus", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "nearest: reversible_hippocampus" in result.stderr
+
+
+def test_changed_weights_are_refused(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    content = bytearray((copy / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "weights.safetensors").write_bytes(content)
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result = run("predict", image, "-m", copy, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "expected the sha256 on the card" in result.stderr
+
+
+def test_a_pickle_in_place_of_weights_is_not_opened(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "weights.safetensors").unlink()
+    torch.save({"a": torch.zeros(1)}, copy / "model.pt")
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result = run("predict", image, "-m", copy, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "other weight formats are not read" in result.stderr
+
+
+def test_a_card_with_an_unknown_key_is_refused(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    card = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps({**card, "script": "x"}))
+    result = run("predict", "x.nii.gz", "-m", copy, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "script" in result.stderr
+    assert load_card(model).name == "untrained"
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_fails_the_case_and_leaves_no_partial_file(model, tmp_path):
+    """A real small file system when root, else a limit on the size of files."""
+    image = make_nifti(tmp_path / "case.nii.gz", voxels((64, 64, 40)))
+    out = tmp_path / "out"
+    out.mkdir()
+    mounted = os.geteuid() == 0 and (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(out)],
+            check=False,
+            capture_output=True,
+        ).returncode
+        == 0
+    )
+
+    def limit():
+        if not mounted:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", "predict", image, "-m", model, "-o", out],
+            check=False,
+            capture_output=True,
+            text=True,
+            preexec_fn=limit,
+            cwd=Path(__file__).parents[2],
+        )
+        left = [path.name for path in out.iterdir()]
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(out)], check=True)
+    assert done.returncode == 1, done.stderr
+    assert "disk-full" in done.stderr
+    assert left == []
+
+
+def test_patient_data_stays_out_of_messages_and_reports(model, tmp_path):
+    volume = Volume(voxels()[None], Grid((20, 22, 18), np.diag([-1.0, -1.0, 2.0, 1.0])))
+    series = tmp_path / "series"
+    write_dicom_series(volume, series, modality="MR")
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName, dataset.PatientID = "Planted^Name", "PLANTED-ID"
+        dataset.save_as(path)
+    out = tmp_path / "out"
+    result = run("predict", series, "-m", model, "-o", out, "--preview")
+    assert result.exit_code == 0, result.stderr
+    texts = [path.read_text() for path in out.iterdir() if path.suffix in (".json", ".tsv")]
+    everything = " ".join([result.stdout, result.stderr, *texts])
+    assert "lanted" not in everything
+    assert "PLANTED" not in everything
+    # the SEG belongs to the patient, as DICOM wants it
+    assert pydicom.dcmread(out / "series_dseg.dcm").PatientID == "PLANTED-ID"
