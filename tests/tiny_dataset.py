@@ -53,7 +53,7 @@ def tiny_settings(network: str = "revunet", **training: Any) -> dict[str, Any]:
     networks = {
         "revunet": {"widths": [8, 16], "expansion": 2, "norm_groups": 4},
         "neunet": {
-            "features": [4, 8, 8],
+            "features": [8, 8, 8],
             "kernels": [[3, 3, 3]] * 3,
             "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
             "hidden_width": "c",
@@ -75,7 +75,7 @@ def tiny_settings(network: str = "revunet", **training: Any) -> dict[str, Any]:
         "inputs": {
             "channels": [{"name": "T1", "modality": "MR"}],
             "spacing_mm": [1.0, 1.0, 1.0],
-            "window_ijk": [8, 8, 8],
+            "window_ijk": [16, 16, 12],
         },
         "network": {"name": network, "settings": networks[network]},
         "training": {

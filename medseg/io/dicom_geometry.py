@@ -129,7 +129,7 @@ def numbers_of(
     file = "a file" if place is None else f"file {place + 1} in name order"
     try:
         value = header.get(keyword)
-        listed = [] if value is None or value == "" else np.atleast_1d(np.asarray(value))
+        listed = () if value is None or value == "" else tuple(np.atleast_1d(np.asarray(value)))
         values = np.array([float(item) for item in listed], dtype=np.float64)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise FormatError(

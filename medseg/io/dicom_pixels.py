@@ -89,7 +89,7 @@ def _settle_bits(
     if spare == 0:
         return data
     # Shifting up and down fills the spare bits with the sign, or with zeros if unsigned.
-    settled = np.right_shift(np.left_shift(data, spare), spare)
+    settled: npt.NDArray[Any] = np.right_shift(np.left_shift(data, spare), spare)
     if data.dtype.kind == "i":
         return settled
     spilling = settled != data

@@ -16,7 +16,7 @@ from medseg import NOTICE, __version__
 from medseg.atomic import atomic_path
 from medseg.core import Code, Grid, Label, LabelMap
 from medseg.core.labelmap import present_values
-from medseg.errors import ConfigError, FormatError, GeometryError, MedsegError
+from medseg.errors import ConfigError, FormatError, GeometryError, MedsegError, ShapeError
 from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg_reading import concept_of, read_on_grid, read_seg, segment_label
@@ -215,6 +215,15 @@ def _check_same_grid(labels: LabelMap, source: DicomSource, where: str) -> None:
             remedy="bring the labels back to the grid of the series first",
             code="seg-grid-differs",
         )
+    if shape[0] * shape[1] < 8:
+        # highdicom 0.28 begins a new byte with each such frame, against PS3.5 8.1.1.
+        raise ShapeError(
+            where,
+            expected="slices of at least 8 pixels",
+            found=f"slices of {shape[0]} x {shape[1]}",
+            remedy="take the NIfTI result",
+            code="seg-too-small",
+        )
     distance = grid.distance_mm(labels.grid)
     if distance > TOLERANCE_MM:
         raise GeometryError(
@@ -240,7 +249,7 @@ def _build(
 
     identification = _identification(algorithm, algorithm_type)
     made_by = algorithm.name if algorithm else algorithm_type.capitalize()
-    return hd.seg.Segmentation(
+    seg = hd.seg.Segmentation(
         source_images=headers,
         pixel_array=planes_kji,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -258,11 +267,12 @@ def _build(
         device_serial_number="none",
         content_label="SEGMENTATION",
         content_description=NOTICE,
-        content_creator_name=None,
         series_description=f"{made_by} segmentation"[:64],
         specific_character_set="ISO_IR 192",
         omit_empty_frames=omit_empty_frames,
     )
+    seg.ContentCreatorName = ""  # must be present; no person made it
+    return seg
 
 
 def _identification(algorithm: Algorithm | None, algorithm_type: AlgorithmType) -> Any:  # noqa: ANN401

@@ -17,7 +17,7 @@ be kept to some four blocks; :func:`reconstruction_error` measures the drift.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -242,15 +242,9 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         device_type = x_bcs.device.type
         ctx.sequence = sequence
-        ctx.autocast = {
-            "device_type": device_type,
-            "enabled": torch.is_autocast_enabled(device_type),
-            "dtype": torch.get_autocast_dtype(device_type),
-            # a weight's cast made in here has no graph and must not be found again in backward
-            "cache_enabled": False,
-        }
+        ctx.autocast = _autocast_state(device_type)
         ctx.states = [] if sequence.draws_random_numbers() else None
-        with torch.autocast(**ctx.autocast):
+        with _autocast(ctx.autocast):
             y_bcs = sequence.run(x_bcs, ctx.states)
         ctx.save_for_backward(y_bcs, *weights)
         return y_bcs
@@ -276,63 +270,67 @@ class _Recomputed(torch.autograd.Function):
         dy1, dy2 = dy_bcs.chunk(2, dim=1)
         del y_bcs, dy_bcs
         gradients: list[Tensor | None] = []
-        with torch.autocast(**ctx.autocast):
+        with _autocast(ctx.autocast):
             for number in range(len(sequence.blocks) - 1, -1, -1):
                 block = sequence.couplings[number]
-                state = states.pop() if states else None
-                y2, step, of_g = _undo(block.g, weights, y1, y2, dy2, state, last=False)
-                dy1 = dy1 + step
-                state = states.pop() if states else None
-                y1, step, of_f = _undo(block.f, weights, y2, y1, dy1, state, last=number == 0)
-                dy2 = dy2 + step
-                del step
-                gradients = [*of_f, *of_g, *gradients]
+                # old halves are let go before the gradients are taken: peak memory is there
+                of_g = _Evaluated(block.g, weights, y1, states)
+                y2 = y2 - of_g.value.detach()
+                dy1 = dy1 + of_g.take_gradients(dy2)
+                of_f = _Evaluated(block.f, weights, y2, states)
+                if number:
+                    y1 = y1 - of_f.value.detach()
+                dy2 = dy2 + of_f.take_gradients(dy1)
+                gradients = [*of_f.gradients, *of_g.gradients, *gradients]
         dx_bcs = torch.cat((dy1, dy2), dim=1) if ctx.needs_input_grad[1] else None
         return (None, dx_bcs, *gradients)
 
 
-def _undo(
-    branch: nn.Module,
-    weights: list[Tensor],
-    source: Tensor,
-    total: Tensor,
-    d_total: Tensor,
-    state: _RandomState | None,
-    *,
-    last: bool,
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Evaluate a branch once for both the inverse and the gradients.
+class _Evaluated:
+    """One evaluation of a branch, used for the inverse first and for the gradients then.
 
     Args:
         branch: F or G.
         weights: Those of the sequence up to this branch; its own are taken off the end.
         source: What the branch was applied to.
-        total: What its value was added to, plus that value.
-        d_total: Gradient of ``total``.
-        state: Generators to replay, if any.
-        last: Whether no one will ask for the inverse.
-
-    Returns:
-        ``total - branch(source)`` (or ``total`` where ``last`` says that no one will ask), the
-        gradient of ``source``, and those of the branch's weights.
+        states: Generators to replay, if any; the last is taken off.
     """
-    names = [name for name, _ in branch.named_parameters()]
-    own = weights[len(weights) - len(names) :]
-    del weights[len(weights) - len(names) :]
-    # stand-ins, so that hooks on the weights run for the outer graph only
-    stand_ins = [weight.detach().requires_grad_(weight.requires_grad) for weight in own]
-    leaf = source.detach().requires_grad_()
-    with torch.enable_grad(), _replayed(state, source.device):
-        value: Tensor = functional_call(branch, dict(zip(names, stand_ins, strict=True)), (leaf,))
-    before = total if last else total - value.detach()
-    learned = [weight for weight in stand_ins if weight.requires_grad]
-    found = iter(
-        torch.autograd.grad(value, [leaf, *learned], d_total.to(value.dtype), allow_unused=True)
-    )
-    step = next(found)
-    if step is None:
-        step = torch.zeros_like(source)
-    return before, step, [next(found) if weight.requires_grad else None for weight in stand_ins]
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        weights: list[Tensor],
+        source: Tensor,
+        states: list[_RandomState],
+    ) -> None:
+        names = [name for name, _ in branch.named_parameters()]
+        first = len(weights) - len(names)
+        # stand-ins, so that hooks on the weights run for the outer graph only
+        self._weights = [
+            weight.detach().requires_grad_(weight.requires_grad) for weight in weights[first:]
+        ]
+        del weights[first:]
+        self._leaf = source.detach().requires_grad_()
+        with torch.enable_grad(), _replayed(states.pop() if states else None, source.device):
+            self.value: Tensor = functional_call(
+                branch, dict(zip(names, self._weights, strict=True)), (self._leaf,)
+            )
+        self.gradients: list[Tensor | None] = []
+
+    def take_gradients(self, d_value: Tensor) -> Tensor:
+        """Gradient of the source; those of the weights go to ``gradients``. The graph is freed."""
+        learned = [weight for weight in self._weights if weight.requires_grad]
+        d_source, *found = torch.autograd.grad(
+            self.value,
+            [self._leaf, *learned],
+            d_value.to(self.value.dtype),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        left = iter(found)
+        self.gradients = [next(left) if weight.requires_grad else None for weight in self._weights]
+        del self.value, self._leaf, self._weights
+        return d_source
 
 
 def _inverse(
@@ -394,6 +392,22 @@ def _random_state(device: torch.device) -> _RandomState:
     if device.type != "cpu":
         own = torch.get_device_module(device).get_rng_state(device)
     return torch.get_rng_state(), own
+
+
+def _autocast_state(device_type: str) -> dict[str, Any] | None:
+    if not torch.amp.is_autocast_available(device_type):
+        return None
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+        # a weight's cast made in the forward pass has no graph: backward must not find it again
+        "cache_enabled": False,
+    }
+
+
+def _autocast(state: dict[str, Any] | None) -> AbstractContextManager[object]:
+    return nullcontext() if state is None else torch.autocast(**state)
 
 
 @contextmanager

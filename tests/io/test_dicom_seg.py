@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from medseg import NOTICE, __version__
 from medseg.core import Code, Grid, Label, LabelMap, LabelScheme
-from medseg.errors import ConfigError, FormatError, GeometryError, ResourceError
+from medseg.errors import ConfigError, FormatError, GeometryError, ResourceError, ShapeError
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_identity import missing_references
 from medseg.io.dicom_quiet import quiet_dicom
@@ -69,7 +69,7 @@ def case(tmp_path):
 
 
 @settings(max_examples=20, deadline=None)
-@given(grids(), st.data())
+@given(grids(smallest=3), st.data())
 def test_labels_come_back_equal_on_the_grid_they_were_made_for(grid, data):
     values = data.draw(arrays(np.uint16, grid.shape_ijk, elements=st.sampled_from([0, 1, 2, 300])))
     with tempfile.TemporaryDirectory() as temporary:
@@ -122,7 +122,7 @@ def test_highdicom_reads_codes_colours_and_the_algorithm(case):
     assert (modifier.CodeValue, modifier.CodeMeaning) == ("255549009", "Anterior")
     assert first.algorithm_type == hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC
     (algorithm,) = first.algorithm_identification
-    assert (algorithm.name, algorithm.version) == ("test model", "1.2")
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("test model", "1.2")
     levels = hd.color.CIELabColor.from_dicom_value(first.RecommendedDisplayCIELabValue).to_rgb()
     assert np.abs(np.array(levels) - (230, 60, 60)).max() <= 2
     private = seg.get_segment_description(3)
@@ -153,12 +153,15 @@ def test_the_object_belongs_to_the_study_of_its_source_and_refers_to_every_slice
     assert series.SeriesInstanceUID == first.SeriesInstanceUID
     named = [item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence]
     assert named == [header.SOPInstanceUID for header in source.datasets]
-    positions = [
-        [float(x) for x in group.PlanePositionSequence[0].ImagePositionPatient]
-        for group in seg.PerFrameFunctionalGroupsSequence
-    ]
-    own = [[float(x) for x in header.ImagePositionPatient] for header in source.datasets]
-    assert positions == own * 3
+    own = {
+        header.SOPInstanceUID: [float(x) for x in header.ImagePositionPatient]
+        for header in source.datasets
+    }
+    assert len(seg.PerFrameFunctionalGroupsSequence) == 3 * len(own)
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        (image,) = group.DerivationImageSequence[0].SourceImageSequence
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        assert [float(x) for x in position] == own[image.ReferencedSOPInstanceUID]
 
 
 @pytest.mark.shared_data
@@ -337,9 +340,17 @@ def test_labels_on_another_grid_are_refused(case):
     affine = np.array(labels.grid.affine_ras)
     affine[0, 3] += 0.02
     moved = labels.on_grid(labels.data_ijk, Grid(labels.grid.shape_ijk, affine))
-    with pytest.raises(GeometryError, match="found a corner 0.020 mm away; bring") as caught:
+    with pytest.raises(GeometryError, match=r"found a corner 0\.020 mm away; bring") as caught:
         write_seg(moved, path, source, algorithm=MODEL)
     assert caught.value.code == "seg-grid-differs"
+
+
+def test_slices_of_a_few_pixels_are_refused(tmp_path):
+    folder = small_series(tmp_path / "series", Grid((7, 1, 2), np.diag([-1.0, -1.0, 1.0, 1.0])))
+    scan, labels = read_and_label(folder)
+    with pytest.raises(ShapeError, match="at least 8 pixels, found slices of 7 x 1") as caught:
+        write_seg(labels, tmp_path / "seg.dcm", scan.source, algorithm=MODEL)
+    assert caught.value.code == "seg-too-small"
 
 
 def test_headers_that_highdicom_refuses_are_named_without_their_values(case):

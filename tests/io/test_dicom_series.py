@@ -215,6 +215,23 @@ def test_all_transfer_syntaxes_of_one_slice_give_the_same_voxels(shared_data, tm
 
 
 @pytest.mark.shared_data
+def test_a_ct_slice_reads_the_same_in_every_lossless_transfer_syntax(shared_data, tmp_path):
+    files = sorted((shared_data / "09_dicom_edge_cases/wado_ct_transfer_syntaxes").glob("CTI*"))
+    reference = None
+    for number, path in enumerate(files):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy(path, folder)
+        data = read_dicom_series(folder).volume.data_cijk.astype(np.float64)
+        reference = data if reference is None else reference
+        if "Process2_4" in path.name:  # lossy, of 12 bits
+            assert np.abs(data - reference)[reference > -1000].mean() < 5
+        else:
+            assert np.array_equal(data, reference), path.name
+    assert len(files) == 5
+
+
+@pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("name", "code"),
     {

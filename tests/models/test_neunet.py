@@ -273,7 +273,7 @@ def test_the_golden_forward_pass_is_reproduced(preset: str) -> None:
     x = (reference_noise(math.prod(shape), 999) * math.sqrt(12)).float().reshape(shape)
     pyramid = network.wavelet_pyramid(x)
     found = [float(bands.double().square().sum()) for bands in pyramid]
-    assert found == pytest.approx(energies, abs=2e-3)
+    assert found == pytest.approx(energies, rel=1e-7, abs=1e-3)  # the reference summed in float32
     with torch.inference_mode():
         heads = network.eval().heads(x)
         assert torch.equal(network(x), heads[0])
@@ -281,7 +281,7 @@ def test_the_golden_forward_pass_is_reproduced(preset: str) -> None:
         middle = (0, 1, *(extent // 2 for extent in head.shape[2:]))
         values = (
             head.mean(),
-            head.std(correction=0),
+            head.std(),
             head.min(),
             head.max(),
             head[0, 0, 0, 0, 0],

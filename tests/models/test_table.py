@@ -1,5 +1,6 @@
 """The table of networks: every entry works, every mistake is named."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -84,5 +85,5 @@ def test_halving_weights_sum_to_one_and_halve(heads: int) -> None:
     assert sum(weights) == pytest.approx(1)
     if heads > 1:
         assert weights[-1] == 0
-        for fine, coarse in zip(weights[:-2], weights[1:-1], strict=True):
+        for fine, coarse in pairwise(weights[:-1]):
             assert fine == pytest.approx(2 * coarse)

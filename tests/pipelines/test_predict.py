@@ -228,10 +228,9 @@ def _two_orientations(folder):
     one = np.diag([-1.0, -1.0, 2.0, 1.0])
     other = one[:, [1, 0, 2, 3]]
     series = folder / "case"
-    write_dicom_series(Volume(voxels()[None], Grid((20, 22, 18), one)), series, modality="MR")
-    write_dicom_series(
-        Volume(voxels((22, 20, 18))[None], Grid((22, 20, 18), other)), folder / "b", modality="MR"
-    )
+    square = voxels((20, 20, 18))[None]
+    write_dicom_series(Volume(square, Grid((20, 20, 18), one)), series, modality="MR")
+    write_dicom_series(Volume(square, Grid((20, 20, 18), other)), folder / "b", modality="MR")
     first = pydicom.dcmread(next(series.iterdir()))
     for number, path in enumerate(sorted((folder / "b").iterdir())):
         dataset = pydicom.dcmread(path)

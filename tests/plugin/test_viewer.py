@@ -73,7 +73,7 @@ def test_the_patients_right_is_on_the_left_of_the_canvas_and_the_front_is_up(vie
 
 def test_labels_painted_on_an_image_are_saved_on_its_grid(viewer, tmp_path):
     write_nifti_image(tmp_path / "image.nii.gz", oblique_grid())
-    [image] = viewer.open(str(tmp_path / "image.nii.gz"))  # no other plugin claims the ending
+    [image] = viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")
     labels = new_labels(viewer, image)
     labels.paint((2, 3, 3), 4)
     viewer.layers.selection = {image, labels}
@@ -100,7 +100,7 @@ def test_an_opened_label_file_is_edited_and_saved_alone(viewer, tmp_path):
 
 def test_a_refusal_to_save_reaches_the_user(viewer, tmp_path):
     write_nifti_image(tmp_path / "image.nii.gz", oblique_grid())
-    [image] = viewer.open(str(tmp_path / "image.nii.gz"))
+    [image] = viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")
     labels = new_labels(viewer, image)
     with pytest.raises(NotSavedError, match="select the labels together with the image"):
         labels.save(str(tmp_path / "out.nii.gz"), plugin="medseg")
