@@ -157,8 +157,9 @@ def segment_case(
     """Read one case, segment it, write every result and the report.
 
     Writers re-read what they wrote and compare labels and world coordinates before the file gets
-    its name; the report comes last, so a case that has one is complete. If DICOM SEG cannot be
-    written, the NIfTI result stays and the error goes on.
+    its name; the report comes last, so a case that has one is complete. If writing DICOM SEG fails,
+    the NIfTI result stays and the error goes on. A series without the identifiers that a SEG must
+    repeat gives the NIfTI result alone and a note that says so.
 
     Args:
         case: What to read.
@@ -191,9 +192,12 @@ def segment_case(
     _write_nifti(prediction.labels, nifti_path, scan)
     files["table"] = out / f"{case.name}_dseg.tsv"
     write_text(files["table"], _label_table(prediction.labels))
+    seg_notes: tuple[str, ...] = ()
     if isinstance(scan.source, DicomSource):
-        files["dicom_seg"] = out / f"{case.name}_dseg.dcm"
-        _write_seg(prediction.labels, files["dicom_seg"], scan.source, predictor)
+        seg_notes = _seg_obstacle(scan.source)
+        if not seg_notes:
+            files["dicom_seg"] = out / f"{case.name}_dseg.dcm"
+            _write_seg(prediction.labels, files["dicom_seg"], scan.source, predictor)
     volumes = prediction.labels.volumes_ml()
     if preview:
         files["preview"] = out / f"{case.name}_preview.png"
@@ -203,7 +207,7 @@ def segment_case(
         **prediction.seconds,
         "write_and_verify": time.perf_counter() - predicted_at,
     }
-    notes = (*scan.notes, *prediction.notes)
+    notes = (*scan.notes, *prediction.notes, *seg_notes)
     report = _report(case, predictor, scan, files, volumes, seconds, notes)
     write_text(report_path, json.dumps(report, indent=2) + "\n")
     files["report"] = report_path
@@ -236,6 +240,19 @@ def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Pre
 
     card = predictor.card
     write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+
+
+def _seg_obstacle(source: DicomSource) -> tuple[str, ...]:
+    """Why no DICOM SEG can refer to this series; empty if one can."""
+    from medseg.io.dicom_identity import missing_references  # noqa: PLC0415 - pulls in pydicom
+
+    missing = missing_references(source.datasets)
+    if not missing:
+        return ()
+    return (
+        f"no DICOM SEG was written: the series lacks {', '.join(missing)}, which it must repeat; "
+        "the NIfTI result is complete",
+    )
 
 
 def _write_preview(scan: Scan, labels: LabelMap, path: Path, predictor: Predictor) -> None:

@@ -271,7 +271,7 @@ def _build(
         specific_character_set="ISO_IR 192",
         omit_empty_frames=omit_empty_frames,
     )
-    seg.ContentCreatorName = ""  # must be present; no person made it
+    seg.ContentCreatorName = ""  # must be present; who held the brush is not recorded
     return seg
 
 

@@ -429,3 +429,22 @@ def test_patient_data_stays_out_of_messages_and_reports(model, tmp_path):
     assert "PLANTED" not in everything
     # the SEG belongs to the patient, as DICOM wants it
     assert pydicom.dcmread(out / "series_dseg.dcm").PatientID == "PLANTED-ID"
+
+
+def test_a_series_without_identifiers_gives_the_nifti_result_and_says_why_no_seg(model, tmp_path):
+    volume = Volume(voxels()[None], Grid((20, 22, 18), np.diag([-1.0, -1.0, 2.0, 1.0])))
+    series = tmp_path / "series"
+    write_dicom_series(volume, series, modality="CT")
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID = ""
+        dataset.save_as(path)
+    result, answer = predict_json(series, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    (case,) = answer["cases"]
+    assert set(case["files"]) == {"nifti", "table", "report"}
+    assert any(
+        "no DICOM SEG was written: the series lacks StudyInstanceUID" in note
+        for note in case["notes"]
+    )
+    assert "no DICOM SEG was written" in result.stderr
