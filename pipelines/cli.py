@@ -18,6 +18,7 @@ import typer
 
 from medseg import NOTICE, __version__
 from medseg.errors import ConfigError, MedsegError
+from medseg.events import Cancelled
 
 if TYPE_CHECKING:
     from medseg.studies.runner import Outcome
@@ -74,7 +75,7 @@ def _answering(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except MedsegError as error:
             _stop(error, bool(kwargs.get("as_json")))
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, Cancelled) as interrupt:
             typer.echo("interrupted; what was finished is kept", err=True)
             raise typer.Exit(130) from interrupt
 
@@ -345,10 +346,17 @@ def models_list(
     folder: Annotated[
         Path | None, typer.Argument(help="Look for model and run folders here too.")
     ] = None,
+    networks: Annotated[
+        bool, typer.Option("--networks", help="List the networks that can be trained instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List shipped models, those in FOLDER, and the networks that can be trained."""
+    """List the shipped models and those in FOLDER."""
     from pipelines.zoo import cards, find_models, shipped_models  # noqa: PLC0415
+
+    if networks:
+        _list_networks(as_json)
+        return
 
     found = cards(shipped_models())
     if folder is not None:
@@ -373,6 +381,31 @@ def models_list(
         labels = ", ".join(label.name for label in card.scheme().labels)
         rows.append([name, card.version, card.network.name, labels, mean, card.licence])
     print_table(["model", "version", "network", "labels", "validation Dice", "licence"], rows)
+
+
+def _list_networks(as_json: bool) -> None:
+    from medseg.models.table import NETWORKS  # noqa: PLC0415 - pulls in torch
+
+    if as_json:
+        _print_json(
+            {
+                "networks": {
+                    name: {
+                        "summary": entry.summary,
+                        "presets": {
+                            preset: settings.model_dump(mode="json")
+                            for preset, settings in entry.presets.items()
+                        },
+                    }
+                    for name, entry in NETWORKS.items()
+                }
+            }
+        )
+        return
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    rows = [[name, ", ".join(entry.presets), entry.summary] for name, entry in NETWORKS.items()]
+    print_table(["network", "presets", "about"], rows)
 
 
 @models_app.command("show")

@@ -192,12 +192,9 @@ def segment_case(
     _write_nifti(prediction.labels, nifti_path, scan)
     files["table"] = out / f"{case.name}_dseg.tsv"
     write_text(files["table"], _label_table(prediction.labels))
-    seg_notes: tuple[str, ...] = ()
-    if isinstance(scan.source, DicomSource):
-        seg_notes = _seg_obstacle(scan.source)
-        if not seg_notes:
-            files["dicom_seg"] = out / f"{case.name}_dseg.dcm"
-            _write_seg(prediction.labels, files["dicom_seg"], scan.source, predictor)
+    if isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
+        files["dicom_seg"] = out / f"{case.name}_dseg.dcm"
+        _write_seg(prediction.labels, files["dicom_seg"], scan.source, predictor)
     volumes = prediction.labels.volumes_ml()
     if preview:
         files["preview"] = out / f"{case.name}_preview.png"
@@ -207,7 +204,7 @@ def segment_case(
         **prediction.seconds,
         "write_and_verify": time.perf_counter() - predicted_at,
     }
-    notes = (*scan.notes, *prediction.notes, *seg_notes)
+    notes = (*scan.notes, *prediction.notes)
     report = _report(case, predictor, scan, files, volumes, seconds, notes)
     write_text(report_path, json.dumps(report, indent=2) + "\n")
     files["report"] = report_path
@@ -242,17 +239,11 @@ def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Pre
     write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
 
 
-def _seg_obstacle(source: DicomSource) -> tuple[str, ...]:
-    """Why no DICOM SEG can refer to this series; empty if one can."""
+def _seg_can_refer(source: DicomSource) -> bool:
+    """Whether the series has what a DICOM SEG must repeat; reading it notes what it lacks."""
     from medseg.io.dicom_identity import missing_references  # noqa: PLC0415 - pulls in pydicom
 
-    missing = missing_references(source.datasets)
-    if not missing:
-        return ()
-    return (
-        f"no DICOM SEG was written: the series lacks {', '.join(missing)}, which it must repeat; "
-        "the NIfTI result is complete",
-    )
+    return not missing_references(source.datasets)
 
 
 def _write_preview(scan: Scan, labels: LabelMap, path: Path, predictor: Predictor) -> None:

@@ -32,6 +32,7 @@ from medseg.models.card import ModelCard, ModelDescription, NetworkChoice, Train
 from medseg.models.folder import save_model
 from medseg.models.network import SegmentationNetwork
 from medseg.models.table import build_network, build_settings
+from medseg.ops.device import choose_device
 from medseg.training.cases import cache_cases, training_loader
 from medseg.training.engine import Outcome, TrainingRun, build_optimizer
 from medseg.training.logs import RunLog
@@ -39,7 +40,6 @@ from medseg.training.losses import build_loss
 from medseg.training.precision import (
     Measurement,
     Numerics,
-    choose_device,
     choose_numerics,
 )
 from medseg.training.schedule import BudgetPace, Pace, StepPace, parse_duration
@@ -170,7 +170,7 @@ def train(
         ConfigError: If settings, dataset and folder do not fit together, or the loss is no longer
             finite.
         FormatError: If a case cannot be read.
-        ResourceError: If the folder cannot be written or the device is missing.
+        ResourceError: If the folder cannot be written.
         Cancelled: If the listener asked to stop before the first step.
     """
     hearer = listener or Silent()

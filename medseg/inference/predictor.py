@@ -13,13 +13,14 @@ from torch import nn
 
 from medseg.core import LabelMap, Volume
 from medseg.data.preparation import check_extent, prepare
-from medseg.errors import ConfigError, one_of
+from medseg.errors import ConfigError
 from medseg.events import Listener, Silent
 from medseg.inference.engine import Engine, PlainEngine
 from medseg.models.card import ModelCard
 from medseg.models.folder import load_model
+from medseg.ops.device import choose_device
 
-__all__ = ["PRECISIONS", "Prediction", "Predictor", "choose_device"]
+__all__ = ["PRECISIONS", "Prediction", "Predictor"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -123,31 +124,3 @@ class Predictor:
             "network": time.perf_counter() - prepared_at,
         }
         return Prediction(labels, seconds, notes)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes the first GPU there is, else the CPU.
-
-    Raises:
-        ConfigError: If the name is unknown or the machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise ConfigError(
-            "device",
-            expected=one_of(name, ["auto", "cpu", "cuda", "cuda:N"]),
-            found=repr(name),
-            remedy="leave it out to have it chosen",
-            code="device-unknown",
-        )
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            "device",
-            expected=name,
-            found=f"{torch.cuda.device_count()} CUDA devices",
-            remedy="use --device cpu, or ask `medseg doctor` what the machine has",
-            code="device-missing",
-        )
-    return torch.device(name)

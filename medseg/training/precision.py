@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import ConfigError, ResourceError
+from medseg.errors import ConfigError
 
-__all__ = ["Measurement", "Numerics", "choose_device", "choose_numerics", "has_bf16"]
+__all__ = ["Measurement", "Numerics", "choose_numerics", "has_bf16"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,24 +67,6 @@ class Measurement:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
-
-
-def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device to train on.
-
-    Raises:
-        ResourceError: If a CUDA device is demanded and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise ResourceError(
-            "training.device",
-            expected="a CUDA device",
-            found="none",
-            remedy="set device to auto or cpu, or install a CUDA build of torch",
-            code="device-missing",
-        )
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -104,7 +104,7 @@ class TrainingSettings(_Frozen):
     gradient_clip: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
     validate_every: Count = 10
     validation_cases: Count = 8

@@ -95,6 +95,13 @@ def test_models_list_shows_the_shipped_model():
     assert "reversible_hippocampus" in table.stdout
 
 
+def test_models_list_shows_the_networks_when_asked():
+    networks = json.loads(run("models", "list", "--networks", "--json").stdout)["networks"]
+    assert set(networks) == {"neunet", "revunet"}
+    assert networks["neunet"]["presets"]["acdc"]["out_channels"] == 4
+    assert "reversible" in run("models", "list", "--networks").stdout
+
+
 def test_models_show_prints_the_card():
     result = run("models", "show", "reversible_hippocampus")
     assert result.exit_code == 0
