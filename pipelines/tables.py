@@ -17,13 +17,15 @@ __all__ = ["print_card", "print_table"]
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a header; cells are plain text, never markup."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for title in header:
-        table.add_column(title, overflow="fold")
+    for index, title in enumerate(header):
+        table.add_column(title, overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
-    # piped output is not cut to the width of a terminal that is not there
-    console.print(table, width=None if console.is_terminal else 200)
+    if not console.is_terminal:
+        # piped output is not folded to the width of a terminal that is not there
+        console = Console(width=200)
+    console.print(table)
 
 
 def print_card(card: ModelCard) -> None:
