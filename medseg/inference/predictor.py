@@ -87,7 +87,7 @@ class Predictor:
             )
         place = choose_device(device)
         network, card = load_model(folder)
-        network = network.to(place).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        network = network.to(place).to(memory_format=torch.channels_last_3d)
         engine = PlainEngine(
             window_ijk=card.inputs.window_ijk,
             overlap=card.inputs.overlap if overlap is None else overlap,
