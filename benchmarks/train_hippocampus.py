@@ -42,10 +42,19 @@ def main() -> None:
     except MedsegError as error:
         parser.error(str(error))
     print_table(
-        ["configuration", "numerics", "steps", "training s", "structure", "validation Dice"],
+        [
+            "configuration",
+            "weights",
+            "numerics",
+            "steps",
+            "training s",
+            "structure",
+            "validation Dice",
+        ],
         [
             [
                 config if name == "mean" else "",
+                f"{result.weights / 1e6:.2f} M" if name == "mean" else "",
                 result.numerics.in_words() if name == "mean" else "",
                 str(result.steps) if name == "mean" else "",
                 f"{result.training_s:.0f}" if name == "mean" else "",

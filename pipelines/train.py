@@ -88,6 +88,7 @@ class TrainResult:
         numerics: Precision and layout.
         dice: Structure to Dice over all validation cases; empty if the run was stopped.
         mean_dice: Mean of them; NaN if the run was stopped.
+        weights: Number of trained parameters.
         finished: Whether the schedule came to its end.
     """
 
@@ -102,6 +103,7 @@ class TrainResult:
     numerics: Numerics
     dice: dict[str, float]
     mean_dice: float
+    weights: int
     finished: bool
 
 
@@ -313,6 +315,7 @@ class _Session:
             numerics=numerics,
             dice={} if scores is None else scores.dice,
             mean_dice=math.nan if scores is None else scores.mean,
+            weights=_count_weights(self.network),
             finished=outcome.finished,
         )
 
@@ -431,7 +434,7 @@ class _Session:
                 "precision": numerics.precision,
                 "channels_last": numerics.channels_last,
             },
-            "weights": sum(weight.numel() for weight in self.network.parameters()),
+            "weights": _count_weights(self.network),
             "steps": outcome.steps,
             "epochs": outcome.epochs,
             "seconds": {
@@ -552,6 +555,10 @@ def _probe_record(numerics: Numerics, measured: Sequence[Measurement]) -> dict[s
         "chosen": {"precision": numerics.precision, "channels_last": numerics.channels_last},
         "measured": [one.to_dict() for one in measured],
     }
+
+
+def _count_weights(network: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def _hardware(device: torch.device) -> str:
