@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -104,7 +105,7 @@ class TrainingSettings(_Frozen):
     gradient_clip: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
     validate_every: Count = 10
     validation_cases: Count = 8
@@ -119,6 +120,13 @@ class TrainingSettings(_Frozen):
         if self.dice_weight + self.cross_entropy_weight == 0:
             raise ValueError("dice_weight and cross_entropy_weight cannot both be 0")
         return self
+
+    @field_validator("device")
+    @classmethod
+    def _device_named(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("'auto', 'cpu', 'cuda' or 'cuda:N'")
+        return value
 
 
 class RunSettings(_Frozen):
