@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
-from medseg.core import LabelMap, Volume
-from medseg.data.preparation import check_extent, prepare
-from medseg.errors import ConfigError
+from medseg.core import Grid, LabelMap, Volume, axis_turn, respace_shape
+from medseg.data.preparation import check_channels, check_extent, prepare
+from medseg.errors import ConfigError, ResourceError
 from medseg.events import Listener, Silent
 from medseg.inference.engine import Engine, PlainEngine
 from medseg.models.card import ModelCard
@@ -103,12 +105,16 @@ class Predictor:
         Raises:
             ShapeError: If the number of channels is not the model's.
             GeometryError: If the image is a single slice or far smaller than the model's window.
-            ResourceError: If memory does not suffice.
+            ResourceError: If memory does not suffice, told before the work begins.
             Cancelled: If the listener asked to stop.
         """
         clock = time.perf_counter()
-        prepared = prepare(volume, self.card.inputs)
-        notes = check_extent(prepared.turned_grid, self.card.inputs)
+        inputs = self.card.inputs
+        check_channels(volume, inputs)
+        turned_grid = axis_turn(volume.grid, inputs.orientation).turn_grid(volume.grid)
+        notes = check_extent(turned_grid, inputs)
+        self._check_memory(turned_grid)
+        prepared = prepare(volume, inputs)
         prepared_at = time.perf_counter()
         classes = self.engine.classes(self.network, prepared, listener or Silent())
         values = np.array(self.card.class_values)
@@ -124,3 +130,36 @@ class Predictor:
             "network": time.perf_counter() - prepared_at,
         }
         return Prediction(labels, seconds, notes)
+
+    def _check_memory(self, turned_grid: Grid) -> None:
+        """Refuse what the engine cannot hold: input and logits on the model's grid, in float32.
+
+        A wrong spacing in a header shows here too, as a model grid of absurd size.
+
+        Raises:
+            ResourceError: If that is more than the memory that is free.
+        """
+        inputs = self.card.inputs
+        shape = (
+            turned_grid.shape_ijk
+            if inputs.spacing_mm is None
+            else respace_shape(turned_grid, inputs.spacing_mm)
+        )
+        # input, a padded copy, logits, sum of weights; then two classes on the image's grid
+        maps = 2 * len(inputs.channels) + len(self.card.class_values) + 1
+        wanted = 4 * (maps * math.prod(shape) + 3 * math.prod(turned_grid.shape_ijk))
+        free = psutil.virtual_memory().available
+        if wanted > free:
+            raise ResourceError(
+                "image",
+                expected=f"one that fits into the {free / 2**30:.1f} GiB of memory that are free",
+                found=f"spacing {_in_mm(turned_grid)} that makes {shape} voxels at the model's "
+                f"spacing, which need {wanted / 2**30:.1f} GiB",
+                remedy="check the spacing in the image's header, crop the image, or use a machine "
+                "with more memory",
+                code="image-too-large",
+            )
+
+
+def _in_mm(grid: Grid) -> str:
+    return " x ".join(f"{step:g}" for step in grid.spacing_mm) + " mm"

@@ -49,7 +49,7 @@ NETWORK = {
 }
 
 
-def make_model(folder: Path, channels=("image",), window=(16, 16, 16)) -> Path:
+def make_model(folder: Path, channels=("image",), window=(16, 16, 16), spacing=None) -> Path:
     torch.manual_seed(3)
     settings = {**NETWORK, "in_channels": len(channels)}
     network = build_network("revunet", settings)
@@ -60,7 +60,7 @@ def make_model(folder: Path, channels=("image",), window=(16, 16, 16)) -> Path:
         network=NetworkChoice(name="revunet", settings=settings),
         inputs=InputSettings(
             channels=tuple(Channel(name=name) for name in channels),
-            spacing_mm=None,
+            spacing_mm=spacing,
             window_ijk=window,
         ),
         labels=SCHEME.to_dict(),
@@ -188,6 +188,16 @@ def test_a_dicom_series_gives_nifti_and_seg_that_agree(model, tmp_path):
     assert "5366008" in {
         item.SegmentedPropertyTypeCodeSequence[0].CodeValue for item in written.SegmentSequence
     }
+
+
+def test_an_absurd_spacing_is_refused_before_memory_is_asked_for(tmp_path):
+    model = make_model(tmp_path / "model", spacing=(1.0, 1.0, 1.0))
+    make_nifti(tmp_path / "case.nii.gz", affine=np.diag([2000.0, 2000, 2000, 1]))
+    result, answer = predict_json(tmp_path / "case.nii.gz", "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert answer["cases"][0]["code"] == "image-too-large"
+    assert "found spacing 2000 x 2000 x 2000 mm" in result.stderr
+    assert "check the spacing in the image's header" in result.stderr
 
 
 def test_channels_are_given_by_name(tmp_path):
