@@ -21,6 +21,7 @@ from medseg.errors import ConfigError, MedsegError
 from medseg.events import Cancelled
 
 if TYPE_CHECKING:
+    from medseg.models.card import ModelCard
     from medseg.studies.runner import Outcome
     from pipelines.infer import Case, CaseResult
 
@@ -63,7 +64,8 @@ def _stop(error: MedsegError, as_json: bool) -> NoReturn:
     if as_json:
         _print_json({"error": {"code": error.code, "message": str(error)}})
     typer.echo(f"error: {error} [{error.code}]", err=True)
-    raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+    wrong_usage = isinstance(error, ConfigError) or error.code == "output-unwritable"
+    raise typer.Exit(2 if wrong_usage else 1) from error
 
 
 def _answering(command: Callable[P, R]) -> Callable[P, R]:
@@ -172,7 +174,11 @@ def demo(
 def predict(
     model: Annotated[
         str,
-        typer.Option("-m", "--model", help="A model folder, a run folder or a shipped model."),
+        typer.Option(
+            "-m",
+            "--model",
+            help="A shipped model's name, or a model or run folder (./NAME if both exist).",
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")],
     cases: Annotated[
@@ -203,10 +209,14 @@ def predict(
     For each case: CASE_dseg.nii.gz, CASE_dseg.tsv, CASE_report.json and, for a DICOM series,
     CASE_dseg.dcm (DICOM SEG).
     """
-    from medseg.errors import ResourceError  # noqa: PLC0415
     from medseg.inference.predictor import Predictor  # noqa: PLC0415
     from medseg.studies.runner import run_cases  # noqa: PLC0415
-    from pipelines.infer import make_cases, prepare_output, segment_case  # noqa: PLC0415
+    from pipelines.infer import (  # noqa: PLC0415
+        check_channel_names,
+        make_cases,
+        prepare_output,
+        segment_case,
+    )
     from pipelines.progress import console_listener  # noqa: PLC0415
     from pipelines.zoo import find_model  # noqa: PLC0415
 
@@ -214,14 +224,10 @@ def predict(
     predictor = Predictor.load(
         find_model(model), device=device, precision=precision.value, overlap=overlap
     )
-    try:
-        prepare_output(out)
-    except ResourceError as error:
-        if as_json:
-            _print_json({"error": {"code": error.code, "message": str(error)}})
-        typer.echo(f"error: {error} [{error.code}]", err=True)
-        raise typer.Exit(2) from error
+    check_channel_names(todo, predictor.card)
+    prepare_output(out)
     outcomes: list[Outcome[Case, CaseResult]] = []
+    interrupted = False
     with console_listener() as listener:
 
         def process(case: Case) -> CaseResult:
@@ -229,18 +235,30 @@ def predict(
                 case, predictor, out, listener=listener, overwrite=overwrite, preview=preview
             )
 
-        for outcome in run_cases(todo, process):
-            outcomes.append(outcome)
-            if outcome.result is not None:
-                for note in outcome.result.notes:
-                    listener.noted(f"{outcome.case.name}: {note}")
-            else:
-                listener.noted(f"{outcome.case.name}: {outcome.message} [{outcome.code}]")
+        try:
+            for outcome in run_cases(todo, process):
+                outcomes.append(outcome)
+                if outcome.result is not None:
+                    for note in outcome.result.notes:
+                        listener.noted(f"{outcome.case.name}: {note}")
+                else:
+                    listener.noted(f"{outcome.case.name}: {outcome.message} [{outcome.code}]")
+        except (KeyboardInterrupt, Cancelled):
+            interrupted = True
     failed = sum(not outcome.done for outcome in outcomes)
     if as_json:
-        _print_json({"cases": [_outcome_json(outcome) for outcome in outcomes], "failed": failed})
+        _print_json(
+            {
+                "cases": [_outcome_json(outcome) for outcome in outcomes],
+                "failed": failed,
+                "interrupted": interrupted,
+            }
+        )
     else:
         _print_outcomes(outcomes, out)
+    if interrupted:
+        typer.echo("interrupted; what was finished is kept", err=True)
+        raise typer.Exit(130)
     if failed:
         raise typer.Exit(1)
 
@@ -358,7 +376,7 @@ def models_list(
         _list_networks(as_json)
         return
 
-    found = cards(shipped_models())
+    found, broken = cards(shipped_models())
     if folder is not None:
         if not folder.is_dir():
             raise ConfigError(
@@ -368,10 +386,25 @@ def models_list(
                 remedy="leave it out to list the shipped models",
                 code="folder-missing",
             )
-        found |= {str(folder / name): card for name, card in cards(find_models(folder)).items()}
+        more, broken_more = cards(find_models(folder))
+        found |= {str(folder / name): card for name, card in more.items()}
+        broken += broken_more
     if as_json:
-        _print_json({"models": {name: card.model_dump() for name, card in found.items()}})
-        return
+        _print_json(
+            {
+                "models": {name: card.model_dump() for name, card in found.items()},
+                "broken": [str(error) for error in broken],
+            }
+        )
+    else:
+        _print_models(found)
+    for error in broken:
+        typer.echo(f"error: {error} [{error.code}]", err=True)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _print_models(found: dict[str, ModelCard]) -> None:
     from pipelines.tables import print_table  # noqa: PLC0415
 
     rows = []

@@ -71,13 +71,13 @@ def run_demo(out: Path, *, device: str, listener: Listener) -> list[DemoCase]:
         expert = read_labels(folder / "labels" / image_path.name, scheme)
         name = image_path.name.removesuffix(".nii.gz")
         if not as_dicom:
-            result = _segment(Case(name, {"image": image_path}), predictor, out, listener)
+            result = _segment(Case(name, {"": image_path}), predictor, out, listener)
             found = read_labels(result.files["nifti"], scheme)
         else:
             with tempfile.TemporaryDirectory(dir=out, prefix=".dicom-") as temporary:
                 series = Path(temporary) / "series"
                 write_dicom_series(read_image(image_path).volume, series, modality="MR")
-                result = _segment(Case(name, {"image": series}), predictor, out, listener)
+                result = _segment(Case(name, {"": series}), predictor, out, listener)
             found = read_seg(result.files["dicom_seg"], scheme, expert.grid)
         cases.append(
             DemoCase(result, "DICOM series" if as_dicom else "NIfTI", dice_by_label(found, expert))

@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
         *_torch(),
         *_decoders(),
         *_models(),
-        _temporary_space(),
+        _free_space(),
         _napari(),
     ]
 
@@ -125,7 +125,7 @@ def _models() -> list[Finding]:
     return findings
 
 
-def _temporary_space() -> Finding:
+def _free_space() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < 1:
         return Finding("disk", "problem", f"{free:.1f} GiB free here; free some space")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +18,26 @@ from typing import Any
 from medseg import NOTICE, __version__
 from medseg.atomic import write_bytes, write_text
 from medseg.core import LabelMap
-from medseg.errors import ConfigError, ResourceError
+from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
 from medseg.inference.predictor import Predictor
-from medseg.io.reading import read_channels, read_image
+from medseg.io.checks import relocated
+from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image
 from medseg.io.scan import DicomSource, Scan
+from medseg.models.card import ModelCard
 
-__all__ = ["Case", "CaseResult", "case_name", "make_cases", "prepare_output", "segment_case"]
+__all__ = [
+    "Case",
+    "CaseResult",
+    "case_name",
+    "check_channel_names",
+    "make_cases",
+    "prepare_output",
+    "segment_case",
+]
 
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img")
+_UNNAMED = ""  # the channel of a case that was given as one path; no --channel can be called so
+_RESULTS = ("_report.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.dcm", "_preview.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +46,7 @@ class Case:
 
     Args:
         name: Stem of every file made for it.
-        channels: One path per input channel; the single key ``image`` for a one-channel model.
+        channels: One path per input channel; a single empty name for a case given as one path.
     """
 
     name: str
@@ -69,12 +82,12 @@ def case_name(path: Path) -> str:
     >>> case_name(Path("in/hippocampus_033.nii.gz"))
     'hippocampus_033'
     """
-    name = path.resolve().name
-    for suffix in _SUFFIXES:
+    name = Path(os.path.abspath(path)).name  # noqa: PTH100 - a link keeps its own name
+    for suffix in IMAGE_SUFFIXES:
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "case"
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "case"
 
 
 def make_cases(paths: Sequence[Path], channels: Sequence[str]) -> list[Case]:
@@ -94,7 +107,7 @@ def make_cases(paths: Sequence[Path], channels: Sequence[str]) -> list[Case]:
         )
     if channels:
         return [_channel_case(channels)]
-    cases = [Case(case_name(path), {"image": path}) for path in paths]
+    cases = [Case(case_name(path), {_UNNAMED: path}) for path in paths]
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -140,9 +153,27 @@ def prepare_output(folder: Path) -> None:
             remedy="choose another output folder",
             code="output-unwritable",
         ) from error
-    probe = folder / ".medseg-write-test"
+    probe = folder / f".{secrets.token_hex(8)}.tmp"
     write_bytes(probe, b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
+
+
+def check_channel_names(cases: Sequence[Case], card: ModelCard) -> None:
+    """Refuse channels that are named otherwise than the model's.
+
+    Raises:
+        ConfigError: If a case names other channels than the model has.
+    """
+    names = [channel.name for channel in card.inputs.channels]
+    for case in cases:
+        if set(case.channels) not in ({_UNNAMED}, set(names)):
+            raise ConfigError(
+                "--channel",
+                expected=f"the model's channels {', '.join(names)}",
+                found=", ".join(case.channels),
+                remedy="name every channel of the model once",
+                code="channel-names",
+            )
 
 
 def segment_case(
@@ -172,22 +203,27 @@ def segment_case(
     Raises:
         MedsegError: Whatever reading, segmenting or writing found wrong.
     """
-    report_path = out / f"{case.name}_report.json"
-    nifti_path = out / f"{case.name}_dseg.nii.gz"
-    if not overwrite and (report_path.exists() or nifti_path.exists()):
+    results = [out / f"{case.name}{ending}" for ending in _RESULTS]
+    report_path, nifti_path = results[:2]
+    there = [path for path in results if path.exists()]
+    if there and not overwrite:
         raise ConfigError(
-            str(nifti_path),
+            str(there[0]),
             expected="no result of this name yet",
             found="one from an earlier run",
             remedy="add --overwrite, or choose another output folder",
             code="output-exists",
         )
-    report_path.unlink(missing_ok=True)
     clock = time.perf_counter()
     scan = _read(case, predictor)
     read_at = time.perf_counter()
-    prediction = predictor.predict(scan.volume, listener)
+    try:
+        prediction = predictor.predict(scan.volume, listener)
+    except MedsegError as error:
+        raise relocated(error, str(next(iter(case.channels.values())))) from error
     predicted_at = time.perf_counter()
+    for path in there:  # results of two runs must never stand side by side
+        path.unlink(missing_ok=True)
     files = {"nifti": nifti_path}
     _write_nifti(prediction.labels, nifti_path, scan)
     files["table"] = out / f"{case.name}_dseg.tsv"
@@ -204,7 +240,7 @@ def segment_case(
         **prediction.seconds,
         "write_and_verify": time.perf_counter() - predicted_at,
     }
-    notes = (*scan.notes, *prediction.notes)
+    notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
     report = _report(case, predictor, scan, files, volumes, seconds, notes)
     write_text(report_path, json.dumps(report, indent=2) + "\n")
     files["report"] = report_path
@@ -212,18 +248,35 @@ def segment_case(
 
 
 def _read(case: Case, predictor: Predictor) -> Scan:
-    names = [channel.name for channel in predictor.card.inputs.channels]
-    if set(case.channels) == {"image"}:
-        return read_image(case.channels["image"])
-    if set(case.channels) != set(names):
-        raise ConfigError(
-            "--channel",
-            expected=f"the model's channels {', '.join(names)}",
-            found=", ".join(case.channels),
-            remedy="name every channel of the model once",
-            code="channel-names",
-        )
-    return read_channels({name: case.channels[name] for name in names})
+    channels = predictor.card.inputs.channels
+    if set(case.channels) == {_UNNAMED}:
+        scan = read_image(case.channels[_UNNAMED])
+    else:
+        scan = read_channels({channel.name: case.channels[channel.name] for channel in channels})
+    for path, data_ijk in zip(case.channels.values(), scan.volume.data_cijk, strict=False):
+        if data_ijk.min() == data_ijk.max():
+            raise FormatError(
+                str(path),
+                expected="an image with some contrast",
+                found="the same value in every voxel",
+                remedy="check how it was exported",
+                code="image-constant",
+            )
+    return scan
+
+
+def _modality_notes(scan: Scan, predictor: Predictor) -> tuple[str, ...]:
+    """What a DICOM series says of itself against what the model was trained on."""
+    if not isinstance(scan.source, DicomSource):
+        return ()
+    series = str(scan.source.datasets[0].get("Modality") or "")
+    model = {channel.modality for channel in predictor.card.inputs.channels}
+    if series in model:
+        return ()
+    return (
+        f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
+        "the result cannot be trusted",
+    )
 
 
 def _write_nifti(labels: LabelMap, path: Path, scan: Scan) -> None:

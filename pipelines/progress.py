@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ from rich.progress import (
 
 __all__ = ["ConsoleListener", "console_listener"]
 
+_LINE_EVERY_S = 15.0
+
 
 class ConsoleListener:
     """Draws what it hears; never cancels.
@@ -31,16 +34,24 @@ class ConsoleListener:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
         self._figures: dict[str, float] = {}
+        self._totals: dict[str, int] = {}
+        self._told_s = time.monotonic()
 
     def started(self, stage: str, total: int) -> None:
         """Add the stage's bar, or set it back to nothing."""
+        self._totals[stage] = total
+        self._told_s = time.monotonic()
         if stage in self._tasks:
             self._progress.reset(self._tasks[stage], total=total)
         else:
             self._tasks[stage] = self._progress.add_task(escape(stage), total=total, figures="")
 
     def advanced(self, stage: str, done: int) -> None:
-        """Move the stage's bar."""
+        """Move the stage's bar; where there are no bars, write a line now and then."""
+        now = time.monotonic()
+        if self._progress.disable and now - self._told_s > _LINE_EVERY_S:
+            self._told_s = now
+            self.noted(f"{stage}: {done} of {self._totals.get(stage, done)}")
         if stage in self._tasks:
             self._progress.update(self._tasks[stage], completed=done)
 

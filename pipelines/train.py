@@ -51,6 +51,7 @@ from medseg.training.transforms import (
     validation_transforms,
 )
 from medseg.training.validation import Scores, Validator
+from pipelines.infer import prepare_output
 from pipelines.interrupt import until_interrupted
 from pipelines.progress import console_listener
 from pipelines.shipped import find_config
@@ -179,6 +180,7 @@ def train(
     settings = _completed(settings)
     device = choose_device(settings.training.device)
     _check_run_folder(run_folder, overwrite=overwrite)
+    prepare_output(run_folder)
     root = data_root or Path(settings.data.root)
     data = read_datalist(
         root,

@@ -53,10 +53,13 @@ def find_model(name_or_folder: str) -> Path:
     )
 
 
-def cards(folders: dict[str, Path]) -> dict[str, ModelCard]:
-    """The cards of several model folders.
-
-    Raises:
-        ConfigError: If one of them is wrong.
-    """
-    return {name: load_card(folder) for name, folder in folders.items()}
+def cards(folders: dict[str, Path]) -> tuple[dict[str, ModelCard], list[ConfigError]]:
+    """The cards of several model folders, and what is wrong with those that cannot be read."""
+    good: dict[str, ModelCard] = {}
+    bad: list[ConfigError] = []
+    for name, folder in folders.items():
+        try:
+            good[name] = load_card(folder)
+        except ConfigError as error:
+            bad.append(error)
+    return good, bad

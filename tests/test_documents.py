@@ -48,6 +48,11 @@ def test_links_lead_to_files_of_the_repository(document):
             assert (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_placeholder_is_left(document):
+    assert "@@" not in document.read_text(encoding="utf-8")
+
+
 def commands():
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")

@@ -114,9 +114,21 @@ class Predictor:
         turned_grid = axis_turn(volume.grid, inputs.orientation).turn_grid(volume.grid)
         notes = check_extent(turned_grid, inputs)
         self._check_memory(turned_grid)
-        prepared = prepare(volume, inputs)
-        prepared_at = time.perf_counter()
-        classes = self.engine.classes(self.network, prepared, listener or Silent())
+        try:
+            prepared = prepare(volume, inputs)
+            prepared_at = time.perf_counter()
+            classes = self.engine.classes(self.network, prepared, listener or Silent())
+        except RuntimeError as error:
+            # torch's allocator on the CPU has no exception of its own
+            if "allocate memory" not in str(error):
+                raise
+            raise ResourceError(
+                "image",
+                expected="enough memory for the image and its logits",
+                found="none left",
+                remedy="crop the image, or use a machine with more memory",
+                code="out-of-memory",
+            ) from error
         values = np.array(self.card.class_values)
         kind = np.uint8 if values.max() <= 255 else np.uint16
         turned = values.astype(kind)[classes]

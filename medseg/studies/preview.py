@@ -129,8 +129,9 @@ def _legend(
     width_px: int,
 ) -> None:
     at = float(_MARGIN_PX)
+    volumes_ml = labels.volumes_ml()
     for label in labels.scheme.labels:
-        text = f"{label.name}  {labels.volumes_ml()[label.name]:.2f} ml"
+        text = f"{label.name}  {volumes_ml[label.name]:.2f} ml"
         room = 20 + draw.textlength(text, font) + 24
         if at + room > width_px:
             draw.text((at, top_px + 6), "...", _TEXT, font)

@@ -95,6 +95,17 @@ def test_models_list_shows_the_shipped_model():
     assert "reversible_hippocampus" in table.stdout
 
 
+def test_a_broken_model_folder_does_not_hide_the_others(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.json").write_text("{")
+    result = run("models", "list", tmp_path, "--json")
+    assert result.exit_code == 1
+    content = json.loads(result.stdout)
+    assert "reversible_hippocampus" in content["models"]
+    assert len(content["broken"]) == 1
+    assert "expected a model card" in result.stderr
+
+
 def test_models_list_shows_the_networks_when_asked():
     networks = json.loads(run("models", "list", "--networks", "--json").stdout)["networks"]
     assert set(networks) == {"neunet", "revunet"}

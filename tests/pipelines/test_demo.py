@@ -37,5 +37,5 @@ def test_the_demo_segments_both_samples_well(tmp_path):
 def test_an_unwritable_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "expected a folder that can be made and written" in result.stderr

@@ -211,7 +211,7 @@ def test_channels_are_given_by_name(tmp_path):
     assert good.exit_code == 0, good.stderr
     assert (tmp_path / "out" / "flair_dseg.nii.gz").is_file()
     wrong = run("predict", "--channel", f"T2={first}", "-m", model, "-o", tmp_path / "out2")
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "expected the model's channels T1, FLAIR, found T2" in wrong.stderr
 
 
@@ -257,6 +257,9 @@ def _text_folder(folder):
 
 
 BROKEN = {
+    "image-constant": lambda folder: make_nifti(
+        folder / "case.nii.gz", np.full((20, 22, 18), 7, np.int16)
+    ),
     "file-truncated": _truncated,
     "file-empty": lambda folder: (folder / "case.nii.gz").write_bytes(b""),
     "not-an-image": lambda folder: (folder / "case.nii.gz").write_bytes(
@@ -456,3 +459,50 @@ def test_a_series_without_identifiers_gives_the_nifti_result_and_says_why_no_seg
     told = "no DICOM SEG can refer to this series: it lacks StudyInstanceUID"
     assert told in case["notes"]
     assert told in result.stderr
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one_beside_it(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    out = tmp_path / "out"
+    assert run("predict", image, "-m", model, "-o", out, "--preview").exit_code == 0
+    assert (out / "case_preview.png").exists()
+    (out / "case_dseg.dcm").write_text("of another run")
+    assert run("predict", image, "-m", model, "-o", out, "--overwrite").exit_code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "case_dseg.nii.gz",
+        "case_dseg.tsv",
+        "case_report.json",
+    ]
+
+
+def test_a_file_that_is_there_already_is_not_replaced(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "case_dseg.tsv").write_text("mine")
+    result = run("predict", image, "-m", model, "-o", out)
+    assert result.exit_code == 1
+    assert "output-exists" in result.stderr
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+
+
+def test_names_keep_their_letters_and_links_their_names(model, tmp_path):
+    target = make_nifti(tmp_path / "SHA256E-s1234.nii.gz")
+    for name in ("größe ä.nii.gz", "größe ö.nii.gz", "sub-01_T1w.nii.gz"):
+        (tmp_path / name).symlink_to(target)
+    paths = sorted(tmp_path.glob("[gs]*.nii.gz"))
+    result = run("predict", *paths, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*.tsv")} == {
+        "größe_ä_dseg.tsv",
+        "größe_ö_dseg.tsv",
+        "sub-01_T1w_dseg.tsv",
+    }
+
+
+def test_another_modality_than_the_models_is_noted(model, tmp_path):
+    volume = Volume(voxels()[None], Grid((20, 22, 18), np.diag([-1.0, -1.0, 2.0, 1.0])))
+    write_dicom_series(volume, tmp_path / "series", modality="CT")
+    result = run("predict", tmp_path / "series", "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "the series is CT, the model was trained on MR" in result.stderr
