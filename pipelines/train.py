@@ -180,7 +180,7 @@ def train(
     settings = _completed(settings)
     device = choose_device(settings.training.device)
     _check_run_folder(run_folder, overwrite=overwrite)
-    prepare_output(run_folder)
+    _check_writable(run_folder)
     root = data_root or Path(settings.data.root)
     data = read_datalist(
         root,
@@ -510,6 +510,14 @@ def _check_run_folder(folder: Path, *, overwrite: bool) -> None:
             remedy="choose another with --out",
             code="run-folder-exists",
         )
+
+
+def _check_writable(folder: Path) -> None:
+    """Told before the cases are read; a folder made for the test is taken away again."""
+    absent = not folder.exists()
+    prepare_output(folder)
+    if absent:
+        folder.rmdir()
 
 
 def _remove_run(folder: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
 from medseg.models.folder import load_model
 from medseg.training.checkpoint import load_checkpoint
@@ -346,3 +346,9 @@ def test_a_shipped_run_starts_on_the_real_cases(tmp_path, shared_data):
     assert result.card.class_values == (0, 1, 2)
     weights = tmp_path / "run" / "model" / "weights.safetensors"
     assert weights.stat().st_size < 2 * 2**20, "the model that ships is small"
+
+
+def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match="expected a folder that can be made and written"):
+        run(tmp_path / "file" / "run", tmp_path / "no dataset", tiny_settings())
