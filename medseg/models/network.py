@@ -11,20 +11,24 @@ from medseg.errors import ShapeError
 
 __all__ = ["Extents", "SegmentationNetwork", "halving_weights"]
 
-Extents = tuple[int, int, int]
+Extents = tuple[int, ...]
+
+_AXIS_NAMES = {2: "batch, channel, row, column", 3: "batch, channel, i, j, k"}
 
 
 class SegmentationNetwork(nn.Module, ABC):
-    """A 3D network from an image to logits on the same lattice.
+    """A 2D or 3D network from an image to logits on the same lattice.
 
-    In eval mode ``forward`` gives one tensor ``(b, out_channels, i, j, k)`` of logits; softmax or
+    In eval mode ``forward`` gives one tensor ``(b, out_channels, *spatial)`` of logits; softmax or
     sigmoid belong to the loss and to the predictor. In training mode a network with deep
-    supervision gives a tuple of logits instead, fine to coarse, one per entry of ``head_strides``.
+    supervision gives a tuple of logits instead, one per entry of ``head_strides``; the first is
+    what eval mode gives.
 
     Args:
         in_channels: Channels of the image.
         out_channels: Channels of the logits.
-        size_multiple: Legal extents are positive multiples of this, axis by axis.
+        size_multiple: Legal extents are positive multiples of this, axis by axis; two entries for a
+            2D network, three for a 3D one.
         head_strides: Extents of the input over those of each head, fine to coarse.
     """
 
@@ -53,6 +57,11 @@ class SegmentationNetwork(nn.Module, ABC):
         return self._out_channels
 
     @property
+    def rank(self) -> int:
+        """Number of spatial axes: 2 or 3."""
+        return len(self._size_multiple)
+
+    @property
     def size_multiple(self) -> Extents:
         """Legal extents are positive multiples of this, axis by axis."""
         return self._size_multiple
@@ -68,8 +77,8 @@ class SegmentationNetwork(nn.Module, ABC):
         return halving_weights(len(self._head_strides))
 
     @abstractmethod
-    def forward(self, x_bcijk: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits of ``x_bcijk``: one tensor, or one per head (see the class)."""
+    def forward(self, x_bcs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits of ``x_bcs``: one tensor, or one per head (see the class)."""
 
     def nearest_legal_extents(self, extents: tuple[int, ...]) -> tuple[int, ...]:
         """The multiples of ``size_multiple`` nearest to ``extents``; halfway goes up."""
@@ -78,31 +87,50 @@ class SegmentationNetwork(nn.Module, ABC):
             for extent, step in zip(extents, self._size_multiple, strict=True)
         )
 
-    def check_input(self, x_bcijk: Tensor) -> None:
+    def check_input(self, x_bcs: Tensor) -> None:
         """Refuse what the network cannot take.
 
         Raises:
-            ShapeError: If rank, channels or extents are wrong; the message names the nearest legal
-                extents.
+            ShapeError: If rank, channels, extents or number type are wrong, the batch is empty, or
+                image and weights are on different devices; for extents the message names the
+                nearest legal ones.
         """
         where = f"{type(self).__name__} input"
-        if x_bcijk.ndim != 5:
+        if x_bcs.ndim != self.rank + 2:
             raise ShapeError(
                 where,
-                expected="5 axes: batch, channel, i, j, k",
-                found=f"{x_bcijk.ndim} axes",
-                remedy="add the batch and channel axes",
+                expected=f"{self.rank + 2} axes: {_AXIS_NAMES[self.rank]}",
+                found=f"{x_bcs.ndim} axes",
+                remedy="add the batch and channel axes"
+                if x_bcs.ndim == self.rank
+                else "hand in one axis each for batch and channel, then the spatial ones",
                 code="network-rank",
             )
-        if x_bcijk.shape[1] != self._in_channels:
+        if x_bcs.shape[0] < 1:
+            raise ShapeError(
+                where,
+                expected="at least one image in the batch",
+                found="an empty batch",
+                remedy="leave the call out when there is nothing to segment",
+                code="network-batch",
+            )
+        if x_bcs.shape[1] != self._in_channels:
             raise ShapeError(
                 where,
                 expected=f"{self._in_channels} channels",
-                found=str(x_bcijk.shape[1]),
+                found=str(x_bcs.shape[1]),
                 remedy="give the image channels that the network was built for",
                 code="network-channels",
             )
-        extents = tuple(x_bcijk.shape[2:])
+        if not x_bcs.is_floating_point():
+            raise ShapeError(
+                where,
+                expected="a floating-point tensor",
+                found=str(x_bcs.dtype),
+                remedy="convert the image with float()",
+                code="network-dtype",
+            )
+        extents = tuple(x_bcs.shape[2:])
         if any(
             extent < 1 or extent % step
             for extent, step in zip(extents, self._size_multiple, strict=True)
@@ -115,6 +143,16 @@ class SegmentationNetwork(nn.Module, ABC):
                 f"{self.nearest_legal_extents(extents)}",
                 code="network-extents",
             )
+        for weight in self.parameters():
+            if weight.device != x_bcs.device:
+                raise ShapeError(
+                    where,
+                    expected=f"an image on {weight.device}, where the weights are",
+                    found=f"one on {x_bcs.device}",
+                    remedy="move the image or the network with to()",
+                    code="network-device",
+                )
+            break
 
 
 def halving_weights(heads: int) -> tuple[float, ...]:
