@@ -28,10 +28,10 @@ from medseg.atomic import write_text
 from medseg.data.datalist import DataList, read_datalist
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener, Silent
-from medseg.models.card import ModelCard, ModelDescription, NetworkChoice, Training
+from medseg.models.card import ModelCard, ModelDescription, NetworkChoice, SliceSettings, Training
 from medseg.models.folder import save_model
 from medseg.models.network import SegmentationNetwork
-from medseg.models.table import build_network, build_settings
+from medseg.models.table import NETWORKS, build_settings, build_volume_network
 from medseg.ops.device import choose_device
 from medseg.training.cases import cache_cases, training_loader
 from medseg.training.engine import Outcome, TrainingRun, build_optimizer
@@ -192,7 +192,7 @@ def train(
     rng_devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=rng_devices), plain_tensors():
         torch.manual_seed(settings.training.seed)
-        network = build_network(settings.network.name, settings.network.settings)
+        network = build_volume_network(settings.network, settings.inputs)
         _check_extents(settings, network)
         return _Session(settings, data, root, run_folder, device, network, hearer).run(
             budget_s, overwrite=overwrite
@@ -474,8 +474,12 @@ def _completed(settings: RunSettings) -> RunSettings:
     Channels in and out follow from the inputs and labels; given as well, they must agree.
     """
     name, given = settings.network.name, dict(settings.network.settings)
+    slices = settings.network.slices
+    if slices is None and name in NETWORKS and NETWORKS[name].rank == 2:
+        slices = SliceSettings()
+    seen = 1 if slices is None else 2 * slices.neighbours + 1
     derived = {
-        "in_channels": len(settings.inputs.channels),
+        "in_channels": seen * len(settings.inputs.channels),
         "out_channels": 1 + len(settings.scheme().values),
     }
     for key, value in derived.items():
@@ -488,9 +492,8 @@ def _completed(settings: RunSettings) -> RunSettings:
                 code="network-channels",
             )
     complete = build_settings(name, {**given, **derived})
-    return settings.model_copy(
-        update={"network": NetworkChoice(name=name, settings=complete.model_dump(mode="json"))}
-    )
+    choice = NetworkChoice(name=name, settings=complete.model_dump(mode="json"), slices=slices)
+    return settings.model_copy(update={"network": choice})
 
 
 def _check_run_folder(folder: Path, *, overwrite: bool) -> None:

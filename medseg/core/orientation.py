@@ -11,7 +11,7 @@ import numpy.typing as npt
 from medseg.core.grid import Grid, closest_axes
 from medseg.errors import GeometryError
 
-__all__ = ["AxisTurn", "OnGrid", "axis_turn", "reorient", "turn"]
+__all__ = ["SLICES_LAST", "AxisTurn", "OnGrid", "axis_turn", "reorient", "turn"]
 
 
 class OnGrid(Protocol):
@@ -84,21 +84,29 @@ class AxisTurn:
 _CODES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
+SLICES_LAST = "slices_last"
+"""The orientation that puts the slice axis of every image last, whatever way it was acquired."""
+
+
 def axis_turn(grid: Grid, orientation: str) -> AxisTurn:
     """The turn that brings ``grid`` nearest to an anatomical orientation.
 
     Args:
         grid: The grid as it is.
-        orientation: Three letters, where I, J, K shall point to, such as ``RAS``.
+        orientation: Three letters, where I, J, K shall point to, such as ``RAS``; or
+            ``slices_last``: as RAS, but the axis of the largest spacing comes last and the other
+            two keep their order. Where it is not one axis that is thickest by more than 1 %, RAS.
 
     Raises:
         GeometryError: If the letters do not name each of left-right, front-back, head-foot once.
     """
+    if orientation == SLICES_LAST:
+        return _slices_last(grid)
     wanted = [_CODES.get(letter, (-1, 0)) for letter in orientation.upper()]
     if sorted(world for world, _ in wanted) != [0, 1, 2]:
         raise GeometryError(
             "orientation",
-            expected="three letters, one each of R/L, A/P and S/I",
+            expected=f"three letters, one each of R/L, A/P and S/I, or {SLICES_LAST}",
             found=repr(orientation),
             remedy="write for example RAS or LPS",
             code="orientation",
@@ -111,6 +119,20 @@ def axis_turn(grid: Grid, orientation: str) -> AxisTurn:
         axes.append(source)
         flips.append(have[source][1] != sign)
     return AxisTurn((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+
+def _slices_last(grid: Grid) -> AxisTurn:
+    upright = axis_turn(grid, "RAS")
+    spacing = [grid.spacing_mm[source] for source in upright.source_axes]
+    thick = [axis for axis in range(3) if spacing[axis] > 0.99 * max(spacing)]
+    if len(thick) > 1:
+        return upright
+    i, j, k = [axis for axis in range(3) if axis != thick[0]] + thick
+    sources, flips = upright.source_axes, upright.flipped
+    return AxisTurn(
+        (sources[i], sources[j], sources[k]),
+        (flips[i], flips[j], flips[k]),
+    )
 
 
 def turn(image: OnGridT, axis_turn_: AxisTurn) -> OnGridT:

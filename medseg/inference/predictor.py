@@ -20,6 +20,7 @@ from medseg.events import Listener, Silent
 from medseg.inference.engine import Engine, PlainEngine
 from medseg.models.card import ModelCard
 from medseg.models.folder import load_model
+from medseg.models.network import arrange_weights
 from medseg.ops.device import choose_device
 
 __all__ = ["PRECISIONS", "Prediction", "Predictor"]
@@ -89,7 +90,8 @@ class Predictor:
             )
         place = choose_device(device)
         network, card = load_model(folder)
-        network = network.to(place).to(memory_format=torch.channels_last_3d)
+        network = network.to(place)
+        arrange_weights(network, channels_last=True)
         engine = PlainEngine(
             window_ijk=card.inputs.window_ijk,
             overlap=card.inputs.overlap if overlap is None else overlap,

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from medseg.core import LabelScheme
+from medseg.core import SLICES_LAST, LabelScheme
 from medseg.errors import ConfigError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ModelDescription",
     "NetworkChoice",
     "Normalisation",
+    "SliceSettings",
     "Training",
     "ZScore",
     "load_card",
@@ -90,8 +91,9 @@ class Channel(_Frozen):
 class InputSettings(_Frozen):
     """How an image is brought before the network; training and prediction share it.
 
-    ``spacing_mm`` of None keeps each image's own spacing. ``window_ijk`` is the extent of one
-    network input in voxels of the model's grid.
+    ``orientation`` is three letters or ``slices_last`` (see
+    :func:`~medseg.core.orientation.axis_turn`). ``spacing_mm`` of None keeps each image's own
+    spacing. ``window_ijk`` is the extent of one network input in voxels of the model's grid.
     """
 
     channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
@@ -103,17 +105,67 @@ class InputSettings(_Frozen):
     @field_validator("orientation")
     @classmethod
     def _three_axes(cls, value: str) -> str:
+        if value == SLICES_LAST:
+            return value
         axes = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
         if sorted(axes.get(letter, -1) for letter in value) != [0, 1, 2]:
-            raise ValueError("orientation needs one letter each of R/L, A/P and S/I, such as RAS")
+            raise ValueError(
+                f"orientation needs one letter each of R/L, A/P and S/I, such as RAS, "
+                f"or {SLICES_LAST}"
+            )
         return value
 
 
+class SliceSettings(_Frozen):
+    """How a 2D network serves volumes.
+
+    ``axis`` is the axis of the model's grid across which the slices lie; "thickest" takes that of
+    the largest spacing. ``batch`` slices are predicted at a time. ``neighbours`` slices on either
+    side join as channels (2.5D). ``extents`` is what each slice is resampled to before the network;
+    None keeps the grid and pads to the network's legal extents.
+    """
+
+    axis: Literal["thickest", "i", "j", "k"] = "thickest"
+    batch: Extent = 16
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0
+    extents: tuple[Extent, Extent] | None = None
+
+    def axis_on(self, inputs: InputSettings) -> int:
+        """The slice axis, 0 to 2, on the grid that ``inputs`` describes.
+
+        Where two spacings are equally thick, the head-foot axis is taken if it is one of them, else
+        the last axis.
+
+        Raises:
+            ConfigError: If the thickest axis is wanted and every image keeps its own spacing.
+        """
+        if self.axis != "thickest":
+            return "ijk".index(self.axis)
+        if inputs.orientation == SLICES_LAST:
+            return 2
+        if inputs.spacing_mm is None:
+            raise ConfigError(
+                "network.slices.axis",
+                expected="i, j or k, since inputs.spacing_mm is null and every image keeps its own",
+                found="thickest",
+                remedy=f"name the axis, or set inputs.orientation to {SLICES_LAST}",
+                code="slices-axis",
+            )
+        thickest = max(inputs.spacing_mm)
+        thick = [axis for axis in range(3) if inputs.spacing_mm[axis] > 0.99 * thickest]
+        return next((axis for axis in thick if inputs.orientation[axis] in "SI"), thick[-1])
+
+
 class NetworkChoice(_Frozen):
-    """A name of :data:`medseg.models.table.NETWORKS` and that network's own settings."""
+    """A name of :data:`medseg.models.table.NETWORKS` and that network's own settings.
+
+    ``slices`` tells how a 2D network serves volumes; None means the defaults of
+    :class:`SliceSettings` there, and nothing for a 3D network.
+    """
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)
+    slices: SliceSettings | None = None
 
 
 class Training(_Frozen):

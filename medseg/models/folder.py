@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medseg.atomic import write_bytes, write_text
 from medseg.errors import FormatError
 from medseg.models.card import CARD_NAME, ModelCard, ModelDescription, load_card, model_folder
-from medseg.models.table import build_network
+from medseg.models.table import build_volume_network
 
 __all__ = ["WEIGHTS_NAME", "load_model", "save_model"]
 
@@ -77,7 +77,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
             remedy="copy the model folder again; it was damaged or changed",
             code="weights-hash",
         )
-    network = build_network(card.network.name, card.network.settings)
+    network = build_volume_network(card.network, card.inputs)
     try:
         network.load_state_dict(load_tensors(content), strict=True)
     except (SafetensorError, RuntimeError) as error:

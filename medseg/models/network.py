@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from medseg.errors import ShapeError
 
-__all__ = ["Extents", "SegmentationNetwork", "halving_weights"]
+__all__ = ["Extents", "SegmentationNetwork", "arrange_weights", "halving_weights"]
 
 Extents = tuple[int, ...]
 
@@ -153,6 +154,18 @@ class SegmentationNetwork(nn.Module, ABC):
                     code="network-device",
                 )
             break
+
+
+def arrange_weights(network: nn.Module, *, channels_last: bool) -> None:
+    """Lay a network's convolution weights out channels-last, or contiguously, in place.
+
+    Unlike ``Module.to(memory_format=...)`` this takes 2D and 3D convolutions in one network.
+    """
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        if weight.ndim in layouts:
+            layout = layouts[weight.ndim] if channels_last else torch.contiguous_format
+            weight.data = weight.data.contiguous(memory_format=layout)
 
 
 def halving_weights(heads: int) -> tuple[float, ...]:

@@ -112,10 +112,11 @@ NEUNET_PRESETS = {
     "tiny": _isotropic((8, 16, 32)),
     "small": _isotropic((16, 32, 64, 96)),
 }
-"""``synapse``, ``acdc`` and ``brats`` are the released configurations with 181,132,838,
-161,276,852 and 204,062,863 weights. Their first axis runs across the slices, so the images need an
-orientation such as SAR. ``tiny`` and ``small`` are ours, for small isotropic images and machines
-without accelerator."""
+NEUNET_PRESETS["base"] = NEUNET_PRESETS["synapse"]
+"""``base`` is ``synapse``. ``synapse``, ``acdc`` and ``brats`` are the released configurations with
+181,132,838, 161,276,852 and 204,062,863 weights. Their first axis runs across the slices, so the
+images need an orientation such as SAR. ``tiny`` and ``small`` are ours, for small isotropic images
+and machines without accelerator."""
 
 
 class NeUNet(SegmentationNetwork):

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from medseg.errors import ConfigError, one_of
-from medseg.models.network import SegmentationNetwork
+from medseg.models.card import InputSettings, NetworkChoice, SliceSettings
+from medseg.models.network import Extents, SegmentationNetwork
 from medseg.models.neunet import NEUNET_PRESETS, NeUNet, NeUNetSettings
 from medseg.models.revunet import REVUNET_PRESETS, RevUNet, RevUNetSettings
+from medseg.models.slices import SlicedNetwork
 
-__all__ = ["NETWORKS", "NetworkEntry", "build_network", "build_settings"]
+__all__ = [
+    "NETWORKS",
+    "Evidence",
+    "NetworkEntry",
+    "build_network",
+    "build_settings",
+    "build_volume_network",
+]
+
+
+Evidence = Literal["authors' code", "reconstruction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,33 +35,72 @@ class NetworkEntry:
 
     Args:
         name: Its key.
+        title: What its authors call it.
+        rank: Number of spatial axes, 2 or 3; a 2D network serves volumes slice by slice.
         settings: The class of its settings.
         network: The class of the network; takes the settings and nothing else.
         summary: One line for listings.
-        presets: Complete settings by name.
+        evidence: What stands behind the code: the authors' released network, whose counts and
+            values are tests, or a reconstruction from less than that.
+        citation: The paper.
+        presets: Complete settings by name; ``base`` is the published size.
+        inputs: Extents of one input by preset: where published, the published ones.
     """
 
     name: str
+    title: str
+    rank: int
     settings: type[BaseModel]
     network: type[SegmentationNetwork]
     summary: str
+    evidence: Evidence
+    citation: str
     presets: Mapping[str, BaseModel]
+    inputs: Mapping[str, Extents]
 
 
 _ENTRIES = (
     NetworkEntry(
-        "revunet",
-        RevUNetSettings,
-        RevUNet,
-        "partially reversible U-Net of mobile bottlenecks (reconstruction after arXiv 2104.09648)",
-        MappingProxyType(REVUNET_PRESETS),
+        name="neunet",
+        title="neU-Net",
+        rank=3,
+        settings=NeUNetSettings,
+        network=NeUNet,
+        summary="U-Net with a wavelet pyramid of the image and a sub-pixel decoder",
+        evidence="authors' code",
+        citation="Yang, Xu, Wang, Geng, Li, Xu, Dong: More complex encoder is not all you need. "
+        "arXiv 2309.11139, 2023",
+        presets=MappingProxyType(NEUNET_PRESETS),
+        inputs=MappingProxyType(
+            {
+                "base": (48, 192, 192),
+                "synapse": (48, 192, 192),
+                "acdc": (10, 96, 96),
+                "brats": (128, 128, 128),
+                "small": (64, 64, 64),
+                "tiny": (32, 32, 32),
+            }
+        ),
     ),
     NetworkEntry(
-        "neunet",
-        NeUNetSettings,
-        NeUNet,
-        "U-Net with a wavelet pyramid of the image and a sub-pixel decoder (arXiv 2309.11139)",
-        MappingProxyType(NEUNET_PRESETS),
+        name="revunet",
+        title="reversible mobile-bottleneck U-Net",
+        rank=3,
+        settings=RevUNetSettings,
+        network=RevUNet,
+        summary="partially reversible U-Net of mobile inverted bottlenecks",
+        evidence="reconstruction",
+        citation="Pendse, Thangarasa et al.: Memory Efficient 3D U-Net with Reversible Mobile "
+        "Inverted Bottlenecks for Brain Tumor Segmentation. BrainLes 2020, arXiv 2104.09648",
+        presets=MappingProxyType(REVUNET_PRESETS),
+        inputs=MappingProxyType(
+            {
+                "base": (240, 240, 160),
+                "deep": (240, 240, 160),
+                "small": (64, 64, 64),
+                "tiny": (32, 32, 32),
+            }
+        ),
     ),
 )
 
@@ -129,6 +180,43 @@ def build_network(name: str, settings: Mapping[str, Any] | BaseModel) -> Segment
     build: Any = entry.network
     network: SegmentationNetwork = build(settings)
     return network
+
+
+def build_volume_network(choice: NetworkChoice, inputs: InputSettings) -> SegmentationNetwork:
+    """A network for volumes with fresh weights, in training mode: 2D ones work slice by slice.
+
+    Args:
+        choice: Network, its settings and, for a 2D network, how it is sliced.
+        inputs: The model's grid, which tells the slice axis.
+
+    Raises:
+        ConfigError: As :func:`build_network`; if slicing is asked of a 3D network; if the slice
+            axis cannot be told or the channels do not fit.
+    """
+    network = build_network(choice.name, choice.settings)
+    if network.rank == 3:
+        if choice.slices is not None:
+            raise ConfigError(
+                "network.slices",
+                expected=f"null, since the network {choice.name} is three-dimensional",
+                found="settings for slices",
+                remedy="leave network.slices out, or choose a 2D network",
+                code="slices-rank",
+            )
+        return network
+    slices = choice.slices or SliceSettings()
+    sliced = SlicedNetwork(network, slices, slices.axis_on(inputs))
+    if sliced.in_channels != len(inputs.channels):
+        seen = 2 * slices.neighbours + 1
+        raise ConfigError(
+            f"settings of network {choice.name}, in_channels",
+            expected=f"{seen * len(inputs.channels)}: {len(inputs.channels)} image channels on "
+            f"{seen} slices",
+            found=str(network.in_channels),
+            remedy="leave in_channels out",
+            code="network-channels",
+        )
+    return sliced
 
 
 def _entry(name: str) -> NetworkEntry:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
+from medseg.models.network import arrange_weights
 
 __all__ = ["Measurement", "Numerics", "choose_numerics", "has_bf16"]
 
@@ -48,8 +49,8 @@ class Numerics:
 
     def arrange_network(self, network: nn.Module) -> nn.Module:
         """The network with its weights in the chosen layout; the same object."""
-        layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
-        return network.to(memory_format=layout)
+        arrange_weights(network, channels_last=self.channels_last)
+        return network
 
     def in_words(self) -> str:
         """Such as ``bf16, channels last``."""

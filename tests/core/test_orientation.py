@@ -108,3 +108,32 @@ def test_letters_that_name_no_orientation_are_refused(code):
     with pytest.raises(GeometryError, match="three letters") as caught:
         axis_turn(Grid((1, 1, 1), np.eye(4)), code)
     assert caught.value.code == "orientation"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_slices_last_puts_the_thickest_axis_last_and_moves_no_voxel(seed):
+    rng = np.random.default_rng(seed)
+    spacing = rng.permutation([1.0, 1.5, 6.0])
+    axes = np.eye(3)[:, rng.permutation(3)] * rng.choice([-1.0, 1.0], 3)
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing
+    affine[:3, 3] = rng.normal(size=3)
+    grid = Grid((4, 5, 6), affine)
+    turn_ = axis_turn(grid, "slices_last")
+    turned = turn_.turn_grid(grid)
+    assert turned.spacing_mm[2] == pytest.approx(6.0)
+    # the other two keep the order and the directions that RAS gives them
+    upright = [letter for letter in "RAS" if letter in turned.orientation]
+    assert len(upright) == 3
+    assert list(turned.orientation[:2]) == [c for c in "RAS" if c != turned.orientation[2]]
+    index = np.indices(grid.shape_ijk).astype(float)
+    world = np.einsum("ab,b...->a...", affine[:3, :3], index) + affine[:3, 3, None, None, None]
+    again = np.indices(turned.shape_ijk).astype(float)
+    moved = np.einsum("ab,b...->a...", turned.affine_ras[:3, :3], again)
+    moved += turned.affine_ras[:3, 3, None, None, None]
+    np.testing.assert_allclose(turn_.turn_array(world), moved, atol=1e-9)
+
+
+def test_slices_last_is_ras_where_no_axis_is_the_thickest():
+    grid = Grid((4, 5, 6), np.diag([-2.0, 2.0, 1.0, 1.0]))
+    assert axis_turn(grid, "slices_last") == axis_turn(grid, "RAS")
