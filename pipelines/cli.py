@@ -417,47 +417,85 @@ def _print_models(found: dict[str, ModelCard]) -> None:
 
 
 def _list_networks(as_json: bool) -> None:
-    from medseg.models.table import NETWORKS  # noqa: PLC0415 - pulls in torch
+    from medseg.models.table import NETWORKS  # noqa: PLC0415
+    from pipelines.networks import network_page  # noqa: PLC0415 - pulls in torch
 
+    pages = [network_page(name) for name in NETWORKS]
     if as_json:
         _print_json(
             {
                 "networks": {
-                    name: {
-                        "summary": entry.summary,
+                    page.name: {
+                        **page.to_dict(),
                         "presets": {
                             preset: settings.model_dump(mode="json")
-                            for preset, settings in entry.presets.items()
+                            for preset, settings in NETWORKS[page.name].presets.items()
                         },
                     }
-                    for name, entry in NETWORKS.items()
+                    for page in pages
                 }
             }
         )
         return
     from pipelines.tables import print_table  # noqa: PLC0415
 
-    rows = [[name, ", ".join(entry.presets), entry.summary] for name, entry in NETWORKS.items()]
-    print_table(["network", "presets", "about"], rows)
+    print_table(
+        ["network", "axes", "weights", "GMAC", "at input", "evidence", "presets", "about"],
+        [page.row() for page in pages],
+    )
 
 
 @models_app.command("show")
 @_answering
 def models_show(
-    model: Annotated[str, typer.Argument(help="A shipped model, a model or a run folder.")],
+    name: Annotated[
+        str, typer.Argument(help="A shipped model, a model or run folder, or a network.")
+    ],
+    preset: Annotated[
+        str | None, typer.Option(help="Size of the network; `base` is the published one.")
+    ] = None,
+    extents: Annotated[
+        str | None,
+        typer.Option(help="Input of the network, such as 128x128x96; default: the published one."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one step of the network.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Show one model's card: input, labels, origin, licence."""
+    """Show a trained model's card, or what a network is and costs.
+
+    For a model: input, labels, origin, licence. For a network: weights, multiplications, legal
+    extents, memory for prediction and training at an input, what its code is based on.
+    """
     from medseg.models.card import load_card  # noqa: PLC0415
-    from pipelines.zoo import find_model  # noqa: PLC0415
+    from pipelines.zoo import find_model, shipped_models  # noqa: PLC0415
 
-    card = load_card(find_model(model))
-    if as_json:
-        _print_json({"model": card.model_dump()})
+    if name in shipped_models() or Path(name).is_dir():
+        for option, value in (("--preset", preset), ("--extents", extents)):
+            if value is not None:
+                raise ConfigError(
+                    option,
+                    expected="the name of a network before it",
+                    found=f"the trained model {name!r}",
+                    remedy="leave it out, or see `medseg models list --networks`",
+                    code="usage",
+                )
+        card = load_card(find_model(name))
+        if as_json:
+            _print_json({"model": card.model_dump()})
+            return
+        from pipelines.tables import print_card  # noqa: PLC0415
+
+        print_card(card)
         return
-    from pipelines.tables import print_card  # noqa: PLC0415
+    from pipelines.networks import network_page  # noqa: PLC0415 - pulls in torch
 
-    print_card(card)
+    page = network_page(name, preset=preset, extents=extents, batch=batch)
+    if as_json:
+        _print_json({"network": page.to_dict()})
+        return
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    print_table(["", page.title], page.lines())
 
 
 @app.command()

@@ -99,20 +99,22 @@ def _isotropic(features: tuple[int, ...]) -> NeUNetSettings:
     )
 
 
+_SYNAPSE = _published(
+    1, 14, "fccccc", ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+)
+
 NEUNET_PRESETS = {
-    "synapse": _published(
-        1, 14, "fccccc", ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
-    ),
+    "base": _SYNAPSE,
+    "synapse": _SYNAPSE,
     "acdc": _published(
         1, 4, "ffcccc", ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2))
     ),
     "brats": _published(
         4, 3, "cccccc", ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     ),
-    "tiny": _isotropic((8, 16, 32)),
     "small": _isotropic((16, 32, 64, 96)),
+    "tiny": _isotropic((8, 16, 32)),
 }
-NEUNET_PRESETS["base"] = NEUNET_PRESETS["synapse"]
 """``base`` is ``synapse``. ``synapse``, ``acdc`` and ``brats`` are the released configurations with
 181,132,838, 161,276,852 and 204,062,863 weights. Their first axis runs across the slices, so the
 images need an orientation such as SAR. ``tiny`` and ``small`` are ours, for small isotropic images

@@ -1,0 +1,284 @@
+"""What is asked of every network of the table, whatever is inside it."""
+
+import copy
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.errors import ShapeError
+from medseg.models.network import SegmentationNetwork, arrange_weights
+from medseg.models.table import NETWORKS, build_network
+from tests.ddp_worker import train_in_step
+
+NAMES = sorted(NETWORKS)
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def build(name: str, *, channels: int = 1, classes: int = 3) -> SegmentationNetwork:
+    torch.manual_seed(0)
+    return build_network(name, {"preset": "tiny", "in_channels": channels, "out_channels": classes})
+
+
+def legal(network: SegmentationNetwork, *times: int) -> tuple[int, ...]:
+    """Extents that are ``times`` the least legal ones, axis by axis; the last one goes on."""
+    factors = [*times, *[times[-1]] * network.rank][: network.rank]
+    return tuple(step * n for step, n in zip(network.size_multiple, factors, strict=True))
+
+
+def image(network: SegmentationNetwork, *times: int, batch: int = 2, seed: int = 1) -> Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, network.in_channels, *legal(network, *times), generator=noise)
+
+
+def heads_of(answer: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def loss_of(answer: Tensor | tuple[Tensor, ...]) -> Tensor:
+    losses = [
+        F.cross_entropy(head.float(), torch.zeros_like(head[:, 0], dtype=torch.int64))
+        for head in heads_of(answer)
+    ]
+    return torch.stack(losses).sum()
+
+
+@EVERY
+def test_the_table_tells_the_rank(name: str) -> None:
+    entry = NETWORKS[name]
+    network = build(name)
+    assert network.rank == entry.rank
+    assert {"tiny", "small", "base"} <= set(entry.presets) == set(entry.inputs)
+    with torch.device("meta"):
+        for preset, extents in entry.inputs.items():
+            built = build_network(name, {"preset": preset})
+            assert built.nearest_legal_extents(extents) == extents
+
+
+@EVERY
+def test_legal_extents_of_any_shape_give_logits_on_the_same_lattice(name: str) -> None:
+    network = build(name).eval()
+    with torch.no_grad():
+        for times in [(2, 3, 1), (1, 2, 2), (2, 1, 1), (2, 3, 1)]:
+            x = image(network, *times, batch=1)
+            y = network(x)
+            assert isinstance(y, Tensor)
+            assert y.shape == (1, 3, *x.shape[2:])
+            assert y.isfinite().all()
+
+
+@EVERY
+def test_training_heads_have_the_strides_that_they_announce(name: str) -> None:
+    network = build(name).train()
+    x = image(network, 2)
+    heads = heads_of(network(x))
+    assert len(heads) == len(network.head_strides) == len(network.deep_supervision_weights)
+    assert sum(network.deep_supervision_weights) == pytest.approx(1)
+    for head, strides in zip(heads, network.head_strides, strict=True):
+        grid = tuple(n // step for n, step in zip(x.shape[2:], strides, strict=True))
+        assert head.shape == (2, 3, *grid)
+
+
+@EVERY
+def test_other_extents_are_refused_with_the_nearest_legal_ones(name: str) -> None:
+    network = build(name)
+    for axis in range(network.rank):
+        extents = list(legal(network, 2))
+        right = tuple(extents)
+        extents[axis] += 1
+        with pytest.raises(ShapeError, match=r"nearest legal extents, \(") as caught:
+            network(torch.zeros(1, 1, *extents))
+        assert str(right) in str(caught.value)
+
+
+@EVERY
+def test_what_is_no_image_for_it_is_refused_by_name(name: str) -> None:
+    network = build(name, channels=2)
+    extents = legal(network, 2)
+    for x, words in [
+        (torch.zeros(*extents), f"found {network.rank} axes; add the batch and channel axes"),
+        (torch.zeros(1, 2, 1, *extents), f"expected {network.rank + 2} axes"),
+        (torch.zeros(1, 3, *extents), "expected 2 channels, found 3"),
+        (torch.zeros(0, 2, *extents), "found an empty batch"),
+        (torch.zeros(1, 2, *extents, dtype=torch.int32), "found torch.int32"),
+        (torch.zeros(1, 2, *extents, device="meta"), "expected an image on cpu.*found one on meta"),
+    ]:
+        with pytest.raises(ShapeError, match=words):
+            network(x)
+
+
+@EVERY
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_number_of_channels_are_taken(name: str, channels: int) -> None:
+    network = build(name, channels=channels).train()
+    x = image(network, 2)
+    x.requires_grad_()
+    loss_of(network(x)).backward()
+    assert x.grad is not None
+    # every channel of the image counts
+    assert (x.grad.abs().amax(dim=(0, *range(2, x.ndim))) > 0).all()
+
+
+@EVERY
+def test_every_weight_gets_a_gradient_and_the_image_stays_as_it_is(name: str) -> None:
+    network = build(name).train()
+    x = image(network, 2)
+    before = x.clone()
+    loss_of(network(x)).backward()
+    assert [key for key, weight in network.named_parameters() if weight.grad is None] == []
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+@EVERY
+def test_eval_mode_repeats_itself_bit_for_bit(name: str) -> None:
+    network = build(name).eval()
+    x = image(network, 2)
+    with torch.no_grad():
+        first = network(x)
+        network(image(network, 1, seed=5))
+        torch.testing.assert_close(network(x), first, rtol=0, atol=0)
+        # no image of a batch looks at another
+        alone = torch.cat([network(one[None]) for one in x])
+    torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-4)
+
+
+@EVERY
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_lower_precision_stays_near_and_trains(name: str, kind: torch.dtype) -> None:
+    network = build(name)
+    x = image(network, 2)
+    with torch.no_grad():
+        exact = network.eval()(x)
+    with torch.autocast("cpu", dtype=kind):
+        with torch.no_grad():
+            rough = network(x).float()
+        loss = loss_of(network.train()(x))
+    loss.backward()
+    scale = exact.std()
+    assert rough.isfinite().all()
+    assert (rough - exact).abs().mean() < (0.1 if kind is torch.bfloat16 else 0.02) * scale
+    assert all(
+        weight.grad is not None and weight.grad.isfinite().all() for weight in network.parameters()
+    )
+
+
+@EVERY
+def test_channels_last_gives_the_same_answer(name: str) -> None:
+    network = build(name).eval()
+    layout = torch.channels_last if network.rank == 2 else torch.channels_last_3d
+    x = image(network, 2)
+    with torch.no_grad():
+        expected = network(x)
+        arrange_weights(network, channels_last=True)
+        found = network(x.contiguous(memory_format=layout))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@EVERY
+def test_double_precision_works_throughout(name: str) -> None:
+    network = build(name).eval()
+    x = image(network, 2)
+    with torch.no_grad():
+        single = network(x)
+        double = copy.deepcopy(network).double()(x.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-3)
+
+
+@EVERY
+def test_weights_survive_saving(name: str) -> None:
+    network = build(name).train()
+    network(image(network, 2))
+    stream = io.BytesIO()
+    torch.save(network.state_dict(), stream)
+    stream.seek(0)
+    torch.manual_seed(7)
+    again = build_network(name, network.settings)
+    again.load_state_dict(torch.load(stream, weights_only=True))
+    x = image(network, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x), network.eval()(x), rtol=0, atol=0)
+
+
+@EVERY
+def test_prediction_compiles_as_one_graph(name: str) -> None:
+    network = build(name).eval()
+    x = image(network, 2)
+    with torch.no_grad():
+        expected = network(x)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+
+
+# the sequences of revunet invert themselves in a function that autograd alone understands
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "revunet"])
+def test_training_compiles_as_one_graph(name: str) -> None:
+    network = build(name).train()
+    plain = copy.deepcopy(network)
+    x = image(network, 2)
+    torch.manual_seed(3)
+    loss_of(plain(x)).backward()
+    torch.manual_seed(3)
+    loss_of(torch.compile(network, fullgraph=True, backend="aot_eager")(x)).backward()
+    _same_gradients(network, plain)
+
+
+# dynamo looks at .grad of every tensor where it resumes after the sequence
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_revunet_trains_compiled_around_its_sequences() -> None:
+    network = build("revunet").train()
+    plain = copy.deepcopy(network)
+    x = image(network, 2)
+    loss_of(plain(x)).backward()
+    loss_of(torch.compile(network, backend="aot_eager")(x)).backward()
+    _same_gradients(network, plain)
+
+
+@EVERY
+def test_it_exports_as_a_graph(name: str) -> None:
+    network = build(name).eval()
+    x = image(network, 2)
+    with torch.no_grad():
+        program = torch.export.export(network, (x,))
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+@EVERY
+def test_onnx_runtime_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    network = build(name).eval()
+    x = image(network, 2)
+    path = tmp_path / "network.onnx"
+    with warnings.catch_warnings(), torch.no_grad():
+        # the exporter warns of its own use of things that torch and onnxscript deprecate
+        warnings.simplefilter("ignore")
+        expected = network(x)
+        torch.onnx.export(network, (x,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_network_in_step(tmp_path: Path) -> None:
+    """DistributedDataParallel without find_unused_parameters, two steps, on two processes."""
+    mp.spawn(train_in_step, args=(2, NAMES, str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
+    for name in NAMES:
+        ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert ranks[0]["images"].ne(ranks[1]["images"]).any()
+        for key, gradient in ranks[0]["gradients"].items():
+            torch.testing.assert_close(gradient, ranks[1]["gradients"][key], rtol=0, atol=0)
+
+
+def _same_gradients(network: nn.Module, other: nn.Module) -> None:
+    pairs: Any = zip(network.parameters(), other.parameters(), strict=True)
+    largest = max(float(weight.grad.abs().max()) for weight in other.parameters())
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4 * largest)
