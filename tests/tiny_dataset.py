@@ -77,7 +77,7 @@ def tiny_settings(network: str = "revunet", **training: Any) -> dict[str, Any]:
             "spacing_mm": [1.0, 1.0, 1.0],
             "window_ijk": [16, 16, 12],
         },
-        "network": {"name": network, "settings": networks[network]},
+        "network": {"name": network, "settings": networks.get(network, {"preset": "tiny"})},
         "training": {
             "steps": 2,
             "batch_size": 2,

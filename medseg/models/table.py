@@ -11,10 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from medseg.errors import ConfigError, one_of
 from medseg.models.card import InputSettings, NetworkChoice, SliceSettings
+from medseg.models.macmd import MACMD, MACMD_PRESETS, MACMDSettings
 from medseg.models.network import Extents, SegmentationNetwork
 from medseg.models.neunet import NEUNET_PRESETS, NeUNet, NeUNetSettings
+from medseg.models.qtseg import QTSEG_PRESETS, QTSeg, QTSegSettings
 from medseg.models.revunet import REVUNET_PRESETS, RevUNet, RevUNetSettings
 from medseg.models.slices import SlicedNetwork
+from medseg.models.transdae import TRANSDAE_PRESETS, TransDAE, TransDAESettings
 
 __all__ = [
     "NETWORKS",
@@ -81,6 +84,54 @@ _ENTRIES = (
                 "tiny": (32, 32, 32),
             }
         ),
+    ),
+    NetworkEntry(
+        name="transdae",
+        title="TransDAE",
+        rank=2,
+        settings=TransDAESettings,
+        network=TransDAE,
+        summary="transformer U-Net with dual attention and inter-scale skips",
+        evidence="reconstruction",
+        citation="Azad, Adibfar, Fu: TransDAE: Dual Attention Mechanism in a Hierarchical "
+        "Transformer for Efficient Medical Image Segmentation. arXiv 2409.02018, 2024",
+        presets=MappingProxyType(TRANSDAE_PRESETS),
+        inputs=MappingProxyType(
+            {
+                "base": (224, 224),
+                "v1": (224, 224),
+                "daeformer": (224, 224),
+                "small": (96, 96),
+                "tiny": (64, 64),
+            }
+        ),
+    ),
+    NetworkEntry(
+        name="macmd",
+        title="MACMD",
+        rank=2,
+        settings=MACMDSettings,
+        network=MACMD,
+        summary="encoder of any timm name, multi-dilated context gates, channel-mix decoder",
+        evidence="authors' code",
+        citation="Maurya, Liu, Zwiggelaar: MACMD. arXiv 2511.05803, 2025",
+        presets=MappingProxyType(MACMD_PRESETS),
+        inputs=MappingProxyType(
+            {"base": (224, 224), "maxvit": (224, 224), "small": (96, 96), "tiny": (64, 64)}
+        ),
+    ),
+    NetworkEntry(
+        name="qtseg",
+        title="QTSeg",
+        rank=2,
+        settings=QTSegSettings,
+        network=QTSeg,
+        summary="feature pyramid, dual-mix attention, one query token per class",
+        evidence="authors' code",
+        citation="QTSeg: A Query Token-Based Dual-Mix Attention Framework with Multi-Level "
+        "Feature Distribution for Medical Image Segmentation. arXiv 2412.17241, 2024",
+        presets=MappingProxyType(QTSEG_PRESETS),
+        inputs=MappingProxyType({"base": (512, 512), "small": (96, 96), "tiny": (64, 64)}),
     ),
     NetworkEntry(
         name="revunet",

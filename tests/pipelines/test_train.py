@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
 from medseg.models.folder import load_model
+from medseg.models.table import NETWORKS
 from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import load_settings, parse_settings
 from pipelines.train import train, train_from_command
@@ -50,7 +51,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("network", ["revunet", "neunet"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_two_steps_leave_a_complete_run_folder(tmp_path, root, network):
     result = run(tmp_path / "run", root, tiny_settings(network))
     folder = tmp_path / "run"

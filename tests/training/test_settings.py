@@ -89,7 +89,7 @@ def test_a_file_that_is_absent_damaged_or_builds_objects_is_refused(tmp_path):
         load_settings(path)
 
 
-@pytest.mark.parametrize("name", ["reversible_hippocampus", "neunet_hippocampus"])
+@pytest.mark.parametrize("name", shipped_configs())
 def test_a_shipped_run_is_complete_and_its_window_fits_its_network(name):
     path = find_config(name)
     settings = load_settings(path)
@@ -97,9 +97,11 @@ def test_a_shipped_run_is_complete_and_its_window_fits_its_network(name):
     assert set(yaml.safe_load(path.read_text())) == set(RunSettings.model_fields)
     written = yaml.safe_load(path.read_text())["training"]
     assert set(written) == set(type(settings.training).model_fields), "a shipped run says it all"
-    network = build_network(
-        settings.network.name, {**settings.network.settings, "in_channels": 1, "out_channels": 3}
-    )
+    completed = complete_settings(settings)
+    # nothing is left to defaults that a later version might change
+    derived = {"in_channels", "out_channels"}
+    assert set(settings.network.settings) == set(completed.network.settings) - derived
+    network = build_volume_network(completed.network, settings.inputs)
     for extents in (settings.inputs.window_ijk, settings.patch_ijk):
         assert network.nearest_legal_extents(extents) == extents
 

@@ -1,0 +1,382 @@
+"""Feature encoders of timm: four maps at strides 4, 8, 16 and 32, and their ImageNet weights.
+
+The networks are timm's (PyTorch Image Models, Wightman, Apache 2.0). Here they are chosen by name,
+asked which extents they take, and given one layout of output. timm is imported when an encoder is
+built: its import takes seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from medseg.errors import ConfigError, FormatError, ResourceError, one_of
+
+__all__ = ["TIMM_STRIDES", "TimmEncoder", "load_encoder_weights"]
+
+TIMM_STRIDES = (4, 8, 16, 32)
+"""Extents of the image over those of the four maps."""
+
+Layout = Literal["channels first", "channels last"]
+
+
+class TimmEncoder(nn.Module):
+    """A timm network without its classifier; ``(b, 3, h, w)`` to four maps.
+
+    The weights are random; :func:`load_encoder_weights` fills in trained ones. Networks that give
+    ``(b, h, w, c)`` are turned to ``(b, c, h, w)``.
+
+    Which extents an encoder takes is tried, not looked up: on the meta device it is run without
+    arithmetic at the smallest extents, ``m x 2m`` and ``3m x m``, for ``m`` = 32 and then for the
+    image size that it was built for. A window attention with 7 x 7 windows, as in
+    ``maxvit_tiny_tf_224``, comes out as multiples of 224; one that pads its windows, or a
+    convolutional network, as multiples of 32.
+
+    Args:
+        name: Name in timm, with or without the tag of its weights: ``pvt_v2_b2`` or
+            ``pvt_v2_b2.in1k``.
+        drop_path: Greatest rate of stochastic depth; rises linearly over the blocks, as timm does.
+        image_size: Extent for which an encoder with windows or positions is built; None for timm's.
+
+    Raises:
+        ConfigError: If timm has no such network, it takes no such option, it has no maps at strides
+            4, 8, 16 and 32, or it takes one image size only and no multiples.
+    """
+
+    def __init__(self, name: str, *, drop_path: float = 0.0, image_size: int | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self._options: dict[str, Any] = {}
+        if drop_path:
+            self._options["drop_path_rate"] = drop_path
+        if image_size is not None:
+            self._options["img_size"] = image_size
+        self.features, self._picked = self._with_four_maps()
+        channels = _info(self.features).channels()
+        self._channels = tuple(int(channels[n]) for n in self._picked)
+        self._step, self._layout = self._legal_extents(image_size)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the four maps, fine to coarse."""
+        return self._channels
+
+    @property
+    def size_multiple(self) -> int:
+        """Both extents of the image must be positive multiples of this."""
+        return self._step
+
+    def forward(self, x_bchw: Tensor) -> tuple[Tensor, ...]:
+        """Maps ``(b, channels[n], h / TIMM_STRIDES[n], w / TIMM_STRIDES[n])``, fine to coarse."""
+        maps = self.features(x_bchw)
+        picked = (maps[n] for n in self._picked)
+        if self._layout == "channels last":
+            return tuple(map_bhwc.permute(0, 3, 1, 2) for map_bhwc in picked)
+        return tuple(picked)
+
+    def build_timm_network(self, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own options
+        """Build timm's network of this name, with this encoder's options and further ones."""
+        import timm  # noqa: PLC0415 - its import takes seconds
+
+        network: nn.Module = timm.create_model(self.name, **self._options, **options)
+        return network
+
+    def _with_four_maps(self) -> tuple[nn.Module, tuple[int, ...]]:
+        features = self._create()
+        strides = list(_info(features).reduction())
+        if missing := [stride for stride in TIMM_STRIDES if stride not in strides]:
+            raise ConfigError(
+                f"encoder {self.name}",
+                expected=f"maps at strides {_listed(TIMM_STRIDES)}",
+                found=f"strides {_listed(strides)}, without {_listed(missing)}",
+                remedy="choose a hierarchical encoder such as pvt_v2_b2, resnet50 or convnext_tiny",
+                code="encoder-strides",
+            )
+        # the last of several maps at one stride has seen most
+        picked = tuple(len(strides) - 1 - strides[::-1].index(stride) for stride in TIMM_STRIDES)
+        if picked[-1] == len(strides) - 1:
+            return features, picked
+        # layers deeper than stride 32 would never get a gradient
+        return self._create(out_indices=picked), (0, 1, 2, 3)
+
+    def _create(self, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own options
+        import timm  # noqa: PLC0415 - its import takes seconds
+
+        where = f"encoder {self.name}"
+        if not timm.is_model(self.name):
+            near = difflib.get_close_matches(self.name, timm.list_models(), n=6, cutoff=0.0)
+            raise ConfigError(
+                where,
+                expected=one_of(self.name, near),
+                found="a name that timm does not know",
+                remedy="choose a network of timm; timm.list_models() gives all names",
+                code="encoder-name",
+            )
+        try:
+            return self.build_timm_network(features_only=True, strict_img_size=False, **options)
+        except (TypeError, RuntimeError, AttributeError):
+            # only Swin and its kin know that option, which frees them from one image size
+            pass
+        try:
+            return self.build_timm_network(features_only=True, **options)
+        except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
+            raise ConfigError(
+                where,
+                expected="a network of timm that can give its feature maps and takes the options "
+                f"{self._options}",
+                found=f"timm's refusal: {_first_line(error)}",
+                remedy="set drop_path to 0 and leave the image size out, or choose another encoder",
+                code="encoder-options",
+            ) from error
+
+    def _legal_extents(self, image_size: int | None) -> tuple[int, Layout]:
+        coarsest = TIMM_STRIDES[-1]
+        listed: Any = self.features.pretrained_cfg
+        native = image_size or int(listed["input_size"][-1])
+        layout, refusal = self._dry_run(coarsest)
+        if layout is not None:
+            return coarsest, layout
+        if native % coarsest == 0:
+            layout, refusal = self._dry_run(native)
+            if layout is not None:
+                return native, layout
+        raise ConfigError(
+            f"encoder {self.name}",
+            expected=f"an encoder that takes all multiples of {coarsest}, or of its image size",
+            found=f"one that takes neither those of {coarsest} nor those of {native} ({refusal})",
+            remedy="choose one that is not bound to a single image size, such as pvt_v2_b2",
+            code="encoder-image-size",
+        )
+
+    def _dry_run(self, step: int) -> tuple[Layout | None, str]:
+        """The layout of the maps if multiples of ``step`` are legal; else None and the refusal."""
+        was_training = self.features.training
+        self.features.eval()
+        empty = {
+            name: torch.empty_like(tensor, device="meta")
+            for name, tensor in (*self.features.named_parameters(), *self.features.named_buffers())
+        }
+        layouts: list[Layout] = []
+        try:
+            for height, width in ((step, 2 * step), (3 * step, step)):
+                with torch.device("meta"), torch.no_grad():
+                    maps = functional_call(
+                        self.features, empty, (torch.empty(1, 3, height, width),)
+                    )
+                found = [tuple(maps[n].shape[1:]) for n in self._picked]
+                grids = [(height // stride, width // stride) for stride in TIMM_STRIDES]
+                pairs = list(zip(self._channels, grids, strict=True))
+                if found == [(channels, *grid) for channels, grid in pairs]:
+                    layouts.append("channels first")
+                elif found == [(*grid, channels) for channels, grid in pairs]:
+                    layouts.append("channels last")
+                else:
+                    return None, f"its maps are {found} for an image of {height} x {width}"
+        except Exception as error:  # each family of timm refuses a size in its own way
+            return None, _first_line(error)
+        finally:
+            self.features.train(was_training)
+        return layouts[0], ""
+
+
+def load_encoder_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> None:
+    """Fill an encoder with trained weights, in place.
+
+    This is apart from the settings on purpose: a model folder holds all weights of a network, so a
+    trained network is rebuilt without the file or the connection that its training began with.
+
+    A file holds a state dict, bare or under ``state_dict`` or ``model``: ``.safetensors``, or
+    ``.pth``, ``.pt``, ``.bin`` and ``.tar`` as torch writes them, of which only tensors are read
+    and no code is run. Names may be timm's or those of the PVT release
+    (``pvt_v2_b2.pth``: ``patch_embed1``, ``block1.0``, ``norm1``, ``mlp.dwconv.dwconv``). What
+    timm's whole network has and the encoder has not, its classifier above all, is left out;
+    everything else must be there, with the same shapes, and nothing besides. A count of batches
+    (``num_batches_tracked``) may be absent.
+
+    Args:
+        encoder: Its parameters and buffers are overwritten, all of them or, on an error, none.
+        source: A file, or ``timm`` for the weights that timm lists under the encoder's name; those
+            come over the network, from the Hugging Face hub or its local cache.
+
+    Raises:
+        ConfigError: If timm lists no weights for this encoder.
+        FormatError: If the file is missing, of another kind, damaged, or of another network; the
+            message names the first tensors that do not fit.
+        ResourceError: If timm's weights cannot be fetched.
+    """
+    if source == "timm":
+        where = f"encoder {encoder.name}"
+        given = whole = _fetched(encoder)
+    else:
+        where = f"encoder weights {source.name}"
+        given = _pvt_names_to_timm(_read_state(source))
+        whole = encoder.build_timm_network().state_dict()
+    leftovers = {_flat(name) for name in whole}
+    wanted = encoder.features.state_dict()
+    # timm's wrapper for features writes stages.0 as stages_0, or puts the network under "model"
+    by_flat = {_flat(name.removeprefix("model.")): name for name in wanted}
+    state: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for name, tensor in given.items():
+        own = by_flat.get(_flat(name))
+        if own is not None:
+            state[own] = tensor
+        elif _flat(name) not in leftovers:
+            unexpected.append(name)
+    missing = [
+        name for name in wanted if name not in state and not name.endswith("num_batches_tracked")
+    ]
+    reshaped = [
+        f"{name} {tuple(tensor.shape)} for {tuple(wanted[name].shape)}"
+        for name, tensor in state.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+        )
+        if names
+    ]
+    if problems:
+        raise FormatError(
+            where,
+            expected=f"the {len(wanted)} tensors of {encoder.name}",
+            found="; ".join(problems),
+            remedy="use weights of this very encoder and image size",
+            code="encoder-weights-mismatch",
+        )
+    encoder.features.load_state_dict(wanted | state)
+
+
+def _fetched(encoder: TimmEncoder) -> dict[str, Tensor]:
+    import timm  # noqa: PLC0415 - its import takes seconds
+
+    where = f"encoder {encoder.name}"
+    listed = timm.get_pretrained_cfg(encoder.name)
+    if listed is None or not listed.has_weights:
+        raise ConfigError(
+            where,
+            expected="an encoder for which timm lists weights",
+            found="none",
+            remedy="choose one of timm.list_pretrained(), or load a file",
+            code="encoder-weights-unlisted",
+        )
+    try:
+        return dict(encoder.build_timm_network(pretrained=True).state_dict())
+    except Exception as error:  # the hub's client has errors of its own, of several libraries
+        raise ResourceError(
+            where,
+            expected="the weights that timm lists, from the hub or its local cache",
+            found=_first_line(error),
+            remedy="check the connection, or load a file that was downloaded before",
+            code="encoder-weights-fetch",
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    where = f"encoder weights {path.name}"
+    readers = {
+        ".safetensors": load_file,
+        ".pth": _load_tensors,
+        ".pt": _load_tensors,
+        ".bin": _load_tensors,
+        ".tar": _load_tensors,
+    }
+    if path.suffix not in readers:
+        raise FormatError(
+            where,
+            expected=f"a name that ends in {one_of(path.suffix, readers)}",
+            found=repr(path.suffix),
+            remedy="hand in the file as it was released",
+            code="encoder-weights-suffix",
+        )
+    if not path.is_file():
+        raise FormatError(
+            where,
+            expected="a file of weights",
+            found="no such file",
+            remedy="check the path, or leave it out to begin with random weights",
+            code="encoder-weights-missing",
+        )
+    try:
+        content = readers[path.suffix](path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise FormatError(
+            where,
+            expected="tensors by name, and no code",
+            found=_first_line(error),
+            remedy="download it again, or convert it to safetensors where you trust its source",
+            code="encoder-weights-damaged",
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise FormatError(
+            where,
+            expected="a state dict, bare or under state_dict or model",
+            found="something else",
+            remedy="save the network's state_dict() alone",
+            code="encoder-weights-content",
+        )
+    return dict(content)
+
+
+def _load_tensors(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; checked after
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_PVT_NAMES = (
+    (re.compile(r"^patch_embed1\."), r"patch_embed."),
+    (re.compile(r"^patch_embed([2-4])\."), r"stages.{}.downsample."),
+    (re.compile(r"^block([1-4])\."), r"stages.{}.blocks."),
+    (re.compile(r"^norm([1-4])\."), r"stages.{}.norm."),
+)
+
+
+def _pvt_names_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "patch_embed1.proj.weight" not in state:
+        return state
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        new = name.replace("dwconv.dwconv.", "dwconv.")
+        for pattern, replacement in _PVT_NAMES:
+            if found := pattern.match(new):
+                # stages count from 1 in the release and from 0 in timm
+                stage = int(found[1]) - 1 if found.groups() else 0
+                new = replacement.format(stage) + new[found.end() :]
+                break
+        renamed[new] = tensor
+    return renamed
+
+
+def _info(features: Any) -> Any:  # noqa: ANN401 - timm is untyped
+    return features.feature_info
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _listed(numbers: list[int] | tuple[int, ...]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
