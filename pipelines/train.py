@@ -56,7 +56,7 @@ from pipelines.interrupt import until_interrupted
 from pipelines.progress import console_listener
 from pipelines.shipped import find_config
 
-__all__ = ["TrainResult", "train", "train_from_command"]
+__all__ = ["TrainResult", "complete_settings", "train", "train_from_command"]
 
 _ENTRIES = (
     "config.yaml",
@@ -177,7 +177,7 @@ def train(
         Cancelled: If the listener asked to stop before the first step.
     """
     hearer = listener or Silent()
-    settings = _completed(settings)
+    settings = complete_settings(settings)
     device = choose_device(settings.training.device)
     _check_run_folder(run_folder, overwrite=overwrite)
     _check_writable(run_folder)
@@ -468,7 +468,7 @@ def _overridden(
     return parse_settings(content, where=where)
 
 
-def _completed(settings: RunSettings) -> RunSettings:
+def complete_settings(settings: RunSettings) -> RunSettings:
     """The same with every setting of the network spelled out.
 
     Channels in and out follow from the inputs and labels; given as well, they must agree.

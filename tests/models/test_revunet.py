@@ -1,18 +1,24 @@
 """The reversible U-Net: counts, parity with its stored twin, memory, and refusals."""
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+import torch.distributed
+import torch.multiprocessing
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from medseg.errors import ShapeError
+from medseg.errors import ConfigError, ShapeError
 from medseg.models.revunet import REVUNET_PRESETS, MobileBottleneck, RevUNet, RevUNetSettings
-from tests.live_storage import LiveStorage
+from medseg.ops.live_storage import step_memory
 
 
 def count(**settings: Any) -> int:
@@ -103,7 +109,7 @@ def test_the_stored_twin_agrees_in_float64(activation: str, squeeze_excitation: 
     (y_reversible, ours), (y_stored, theirs) = (input_and_weight_gradients(n, x) for n in pair)
     assert torch.equal(y_reversible, y_stored)
     worst = max((a - b).abs().max() / b.abs().max() for a, b in zip(ours, theirs, strict=True))
-    assert worst <= 1e-13
+    assert worst <= 2e-14
 
 
 def test_the_stored_twin_has_equal_values_in_float32() -> None:
@@ -168,14 +174,20 @@ def test_eval_mode_is_deterministic_and_gives_one_tensor() -> None:
 @cache
 def live_mib(**settings: Any) -> tuple[float, float]:
     """MiB after the forward pass, and at the peak of forward and backward."""
-    network = RevUNet(RevUNetSettings(**settings))
-    x = torch.randn(1, 4, 32, 32, 32)
-    with LiveStorage([x, *network.parameters()]) as storage:
-        y = network(x)
-        forward = storage.live_bytes
-        y.sum().backward()
-        del y
-    return forward / 2**20, storage.peak_bytes / 2**20
+    with torch.device("meta"):
+        network = RevUNet(RevUNetSettings(**settings))
+        memory = step_memory(network, torch.zeros(1, 4, 32, 32, 32))
+    return memory.forward_bytes / 2**20, memory.peak_bytes / 2**20
+
+
+@pytest.mark.parametrize("memory", ["reversible", "stored", "checkpointed"])
+def test_the_processor_needs_what_the_meta_device_counts(memory: str) -> None:
+    found = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            network = RevUNet(RevUNetSettings(widths=(8, 16, 32), blocks=2, memory=memory))
+            found.append(step_memory(network, torch.zeros(1, 4, 16, 24, 8)))
+    assert found[0] == found[1]
 
 
 def test_memory_after_forward_does_not_depend_on_the_number_of_blocks() -> None:
@@ -191,16 +203,149 @@ def test_peak_memory_hardly_grows_from_two_blocks_to_four() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "activation", "forward_ratio", "peak_ratio"),
-    [(1, "relu", 15.7, 3.0), (2, "relu", 30.0, 4.5), (1, "relu6", 22.0, 3.5)],
+    ("blocks", "activation", "stored_forward", "most_peak"),
+    [
+        (1, "relu6", 147.4, 41.7),
+        (2, "relu6", 288.2, 47.7),
+        (1, "relu", 104.9, 36.7),
+        (2, "relu", 203.2, 42.7),
+    ],
 )
-def test_the_stored_twin_needs_several_times_the_memory(
-    blocks: int, activation: str, forward_ratio: float, peak_ratio: float
+def test_memory_is_at_most_that_of_the_reference_measurement(
+    blocks: int, activation: str, stored_forward: float, most_peak: float
 ) -> None:
     ours = live_mib(blocks=blocks, activation=activation)
     twin = live_mib(blocks=blocks, activation=activation, memory="stored")
-    assert twin[0] / ours[0] == pytest.approx(forward_ratio, abs=0.15)
+    assert ours[0] <= 6.7
+    assert ours[1] <= most_peak
+    # the reference keeps the streams of two blocks separately in its stored form as well
+    assert stored_forward * 0.98 <= twin[0] <= stored_forward * 1.001
+
+
+@pytest.mark.parametrize(
+    ("blocks", "activation", "peak_ratio"),
+    [(1, "relu", 3.0), (2, "relu", 4.5), (1, "relu6", 3.6), (2, "relu6", 6.1)],
+)
+def test_the_stored_twin_needs_several_times_the_memory(
+    blocks: int, activation: str, peak_ratio: float
+) -> None:
+    ours = live_mib(blocks=blocks, activation=activation)
+    twin = live_mib(blocks=blocks, activation=activation, memory="stored")
+    checkpointed = live_mib(blocks=blocks, activation=activation, memory="checkpointed")
     assert twin[1] / ours[1] >= peak_ratio
+    assert 1.4 * ours[1] < checkpointed[1] < twin[1] / 2
+
+
+def test_drift_is_measured_sequence_by_sequence_and_named_when_too_large() -> None:
+    torch.manual_seed(0)
+    network = RevUNet(RevUNetSettings(widths=(8, 16), blocks=2))
+    x = torch.randn(1, 4, 8, 8, 8)
+    errors = network.reconstruction_errors(x)
+    assert list(errors) == ["encoder.0", "encoder.1", "decoder.1", "decoder.0"]
+    assert all(0 < error <= 2e-6 for error in errors.values())
+    network.check_reconstruction(x)
+    before = network(x)
+    with torch.no_grad():
+        for block in network.decoder[1].blocks:
+            block.f.project_norm.weight.mul_(1e6)
+            block.g.project_norm.weight.mul_(1e6)
+    with pytest.raises(ConfigError, match=r"RevUNet decoder\.1: expected a relative recon"):
+        network.check_reconstruction(x)
+    with torch.no_grad():
+        for block in network.decoder[1].blocks:
+            block.f.project_norm.weight.div_(1e6)
+            block.g.project_norm.weight.div_(1e6)
+    # no hook is left behind by the check that failed
+    torch.testing.assert_close(network(x), before)
+    assert not network.decoder[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("memory", ["stored", "checkpointed"])
+def test_every_kind_of_memory_has_the_same_weights_and_values(memory: str) -> None:
+    torch.manual_seed(0)
+    network = RevUNet(RevUNetSettings(widths=(8, 16), blocks=2))
+    other = RevUNet(RevUNetSettings(widths=(8, 16), blocks=2, memory=memory))
+    other.load_state_dict(network.state_dict())
+    x = torch.randn(1, 4, 8, 8, 8)
+    assert torch.equal(network(x), other(x))
+
+
+# dynamo reads .grad of every tensor and silences the warning itself, too late for "error"
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_training_has_the_same_gradients() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    network = RevUNet(RevUNetSettings(widths=(8, 16), expansion=2))
+    x = torch.randn(1, 4, 8, 8, 8)
+    y, plain = input_and_weight_gradients(network, x)
+    compiled_network = torch.compile(network, backend="aot_eager")
+    compiled_y = compiled_network(x.requires_grad_())
+    compiled = torch.autograd.grad(compiled_y.square().mean(), [x, *network.parameters()])
+    torch.testing.assert_close(compiled_y, y)
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    torch._dynamo.reset()
+
+
+def test_without_gradient_the_network_compiles_in_one_graph() -> None:
+    torch._dynamo.reset()
+    network = RevUNet(REVUNET_PRESETS["tiny"]).eval()
+    x = torch.randn(1, 4, 8, 8, 8)
+    with torch.no_grad():
+        whole = torch.compile(network, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(whole(x), network(x), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_the_network_is_exported_from_eval_mode() -> None:
+    torch.manual_seed(0)
+    network = RevUNet(REVUNET_PRESETS["tiny"]).eval()
+    exported = torch.export.export(network, (torch.zeros(1, 4, 8, 8, 8),)).module()
+    x = torch.randn(1, 4, 8, 8, 8)
+    torch.testing.assert_close(exported(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def _data_parallel_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    network, x = _network_and_batch()
+    # small buckets: several are reduced while the backward pass still runs
+    parallel = DistributedDataParallel(network, bucket_cap_mb=0.01, find_unused_parameters=False)
+    for _ in range(2):  # the second step meets the buckets as the first has rebuilt them
+        network.zero_grad()
+        parallel(x[rank : rank + 1]).square().mean().backward()
+    gradients = {name: weight.grad for name, weight in network.named_parameters()}
+    torch.save(gradients, Path(folder) / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _network_and_batch() -> tuple[RevUNet, Tensor]:
+    torch.manual_seed(0)
+    network = RevUNet(RevUNetSettings(widths=(8, 16), blocks=2, expansion=2)).double()
+    return network, torch.randn(2, 4, 4, 4, 4, dtype=torch.float64)
+
+
+def test_two_data_parallel_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_data_parallel_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    network, x = _network_and_batch()
+    network(x).square().mean().backward()
+    for name, weight in network.named_parameters():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], weight.grad, rtol=1e-11, atol=1e-15)
+
+
+def test_extents_given_as_a_view_and_as_a_copy_have_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    network = RevUNet(RevUNetSettings(widths=(8, 16))).double()
+    wide = torch.randn(1, 4, 12, 8, 8, dtype=torch.float64)
+    _, view = input_and_weight_gradients(network, wide[:, :, 2:10])
+    _, copy = input_and_weight_gradients(network, wide[:, :, 2:10].contiguous())
+    for ours, theirs in zip(view, copy, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
 
 
 def test_extents_that_do_not_halve_evenly_are_refused_with_the_nearest_legal_ones() -> None:

@@ -5,9 +5,10 @@ import yaml
 from pydicom.sr.codedict import codes
 
 from medseg.errors import ConfigError
-from medseg.models.table import build_network
+from medseg.models.table import build_volume_network
 from medseg.training.settings import RunSettings, load_settings, parse_settings
 from pipelines.shipped import find_config, shipped_configs
+from pipelines.train import complete_settings
 from tests.tiny_dataset import tiny_settings
 
 
