@@ -194,6 +194,7 @@ def train(
         torch.manual_seed(settings.training.seed)
         network = build_volume_network(settings.network, settings.inputs)
         _check_extents(settings, network)
+        _load_encoder(settings, network, hearer)
         return _Session(settings, data, root, run_folder, device, network, hearer).run(
             budget_s, overwrite=overwrite
         )
@@ -218,8 +219,16 @@ class _Session:
         self.device = device
         self.network = network
         self.listener = listener
+        weights = settings.training.encoder_weights
+        named = settings.training.model_copy(
+            update={"encoder_weights": None if weights is None else Path(weights).name}
+        )
+        # what is written down names no place on this machine
         content = settings.model_copy(
-            update={"data": settings.data.model_copy(update={"root": root.resolve().name})}
+            update={
+                "data": settings.data.model_copy(update={"root": root.resolve().name}),
+                "training": named,
+            }
         ).to_yaml()
         self.config_yaml = content
         self.config_sha256 = hashlib.sha256(content.encode("utf-8")).hexdigest()
@@ -561,6 +570,19 @@ def _check_extents(settings: RunSettings, network: SegmentationNetwork) -> None:
                 remedy=f"the nearest is {nearest}",
                 code="window-extents",
             )
+
+
+def _load_encoder(settings: RunSettings, network: SegmentationNetwork, listener: Listener) -> None:
+    source = settings.training.encoder_weights
+    if source is None:
+        return
+    if source == "timm":
+        network.load_encoder_weights("timm")
+        listener.noted("the encoder begins with the weights that timm lists")
+        return
+    network.load_encoder_weights(Path(source))
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    listener.noted(f"the encoder begins with {Path(source).name}, sha256 {digest[:12]}")
 
 
 def _probe_record(numerics: Numerics, measured: Sequence[Measurement]) -> dict[str, Any]:

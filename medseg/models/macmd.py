@@ -14,7 +14,8 @@ result of the paper is claimed for this code.
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError
 from medseg.models.network import SegmentationNetwork
-from medseg.models.timm_encoder import TIMM_STRIDES, TimmEncoder
+from medseg.models.timm_encoder import TIMM_STRIDES, TimmEncoder, load_timm_weights
 
 __all__ = ["MACMD", "MACMD_PRESETS", "MACMDSettings"]
 
@@ -45,7 +46,7 @@ class MACMDSettings(BaseModel):
         out_channels: Channels of the logits.
         encoder: Name in timm of an encoder with maps at strides 4, 8, 16 and 32, whose channels
             are multiples of 4. Its weights are random until
-            :func:`~medseg.models.timm_encoder.load_encoder_weights` fills in trained ones.
+            :meth:`MACMD.load_encoder_weights` fills in trained ones.
         encoder_image_size: Extent for which an encoder with fixed windows is built, such as 256 for
             ``maxvit_tiny_tf_224``; legal extents are then its multiples. None leaves it to timm;
             encoders without such an option refuse a number.
@@ -141,6 +142,13 @@ class MACMD(SegmentationNetwork):
         """The same for every output (1 : 1 : 1 in the code); they sum to 1."""
         heads = len(self.head_strides)
         return (1.0 / heads,) * heads
+
+    def load_encoder_weights(self, source: Path | Literal["timm"]) -> None:
+        """Fill the encoder with trained weights, of a file or those that timm lists for it.
+
+        Files, names and errors: see :func:`~medseg.models.timm_encoder.load_timm_weights`.
+        """
+        load_timm_weights(self.encoder, source)
 
     def forward(self, x_bchw: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits on the lattice of the image, or of all heads (see the class).

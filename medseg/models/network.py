@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import ShapeError
+from medseg.errors import ConfigError, ShapeError
 
 __all__ = ["Extents", "SegmentationNetwork", "arrange_weights", "halving_weights"]
 
@@ -80,6 +82,28 @@ class SegmentationNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_bcs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits of ``x_bcs``: one tensor, or one per head (see the class)."""
+
+    def load_encoder_weights(self, source: Path | Literal["timm"]) -> None:  # noqa: ARG002
+        """Fill a pretrained encoder, for networks that have one; all of it or, on errors, nothing.
+
+        Not a setting: a model folder holds every weight, and is read without this file.
+
+        Args:
+            source: A file, or ``timm`` for the weights that timm lists, which come over the network
+                or from the cache of an earlier download.
+
+        Raises:
+            ConfigError: If the network has no such encoder.
+            FormatError: If the file is missing, damaged or of another network.
+            ResourceError: If the weights cannot be fetched.
+        """
+        raise ConfigError(
+            "encoder weights",
+            expected="none, since this network has no encoder that others have trained",
+            found="some",
+            remedy="leave them out, or choose a network with such an encoder",
+            code="weights-unlisted",
+        )
 
     def nearest_legal_extents(self, extents: tuple[int, ...]) -> tuple[int, ...]:
         """The multiples of ``size_multiple`` nearest to ``extents``; halfway goes up."""

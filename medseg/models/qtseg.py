@@ -21,18 +21,18 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from medseg.errors import ShapeError
+from medseg.errors import ConfigError, ShapeError
 from medseg.models.network import SegmentationNetwork
 from medseg.models.yolo_encoder import ConvUnit, YoloEncoder, load_yolo_weights
 
-__all__ = ["QTSEG_PRESETS", "QTSeg", "QTSegSettings", "load_encoder_weights"]
+__all__ = ["QTSEG_PRESETS", "QTSeg", "QTSegSettings"]
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -142,6 +142,32 @@ class QTSeg(SegmentationNetwork):
             )
         half_bkhw = self.decoder(self.bridge(self.encoder(x_bchw)))
         return F.interpolate(half_bkhw, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+    def load_encoder_weights(self, source: Path | Literal["timm"]) -> None:
+        """Fill the encoder from a local YOLOv8-nano or fpn-nano state dict.
+
+        Keys and errors: see :func:`~medseg.models.yolo_encoder.load_yolo_weights`; files: see
+        :func:`~medseg.models.state_file.read_state`. On the eps that the weights were trained with:
+        see ``norm_eps`` of :class:`QTSegSettings`.
+
+        Args:
+            source: A file for the network's width, depths and image channels (16 and 3 for those
+                two).
+
+        Raises:
+            ConfigError: If timm's weights are asked for; timm has no such network.
+            FormatError: If the file is missing, is no state dict, or does not fit; the network is
+                unchanged then.
+        """
+        if source == "timm":
+            raise ConfigError(
+                "encoder weights",
+                expected="a file of YOLOv8-nano or fpn-nano weights",
+                found="timm, which has no such network",
+                remedy="give the path of a file, or begin with random weights",
+                code="weights-unlisted",
+            )
+        load_yolo_weights(self.encoder, source)
 
     def freeze_encoder(self) -> None:
         """Take the encoder's weights out of training, as the published recipe does at first.
@@ -510,23 +536,6 @@ class GrowPixels(nn.Module):
         """``(b, channels_in, h, w)`` to ``(b, channels_out, 2h, 2w)``."""
         normed_bhwc = self.norm(self.conv(x_bchw).permute(0, 2, 3, 1))
         return F.gelu(normed_bhwc).permute(0, 3, 1, 2)
-
-
-def load_encoder_weights(network: QTSeg, path: Path) -> None:
-    """Fill the encoder from a local YOLOv8-nano or fpn-nano state dict.
-
-    Keys, files and errors: see :func:`~medseg.models.yolo_encoder.load_yolo_weights`. On the eps
-    that the weights were trained with: see ``norm_eps`` of :class:`QTSegSettings`.
-
-    Args:
-        network: With the width, depths and image channels of the file (16 and 3 for those two).
-        path: ``.safetensors``, or ``.pt`` or ``.pth`` with a state dict alone.
-
-    Raises:
-        FormatError: If the file is missing, is no state dict, or does not fit; the network is
-            unchanged then.
-    """
-    load_yolo_weights(network.encoder, path)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:

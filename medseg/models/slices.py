@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,6 +72,10 @@ class SlicedNetwork(SegmentationNetwork):
     def deep_supervision_weights(self) -> tuple[float, ...]:
         """Those of the 2D network."""
         return self.network.deep_supervision_weights
+
+    def load_encoder_weights(self, source: Path | Literal["timm"]) -> None:
+        """Fill the encoder of the 2D network."""
+        self.network.load_encoder_weights(source)
 
     def forward(self, x_bcijk: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits on the lattice of the volume; in training mode all heads of the 2D network.

@@ -8,21 +8,18 @@ built: its import takes seconds.
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from medseg.errors import ConfigError, FormatError, ResourceError, one_of
+from medseg.models.state_file import read_state
 
-__all__ = ["TIMM_STRIDES", "TimmEncoder", "load_encoder_weights"]
+__all__ = ["TIMM_STRIDES", "TimmEncoder", "load_timm_weights"]
 
 TIMM_STRIDES = (4, 8, 16, 32)
 """Extents of the image over those of the four maps."""
@@ -33,7 +30,7 @@ Layout = Literal["channels first", "channels last"]
 class TimmEncoder(nn.Module):
     """A timm network without its classifier; ``(b, 3, h, w)`` to four maps.
 
-    The weights are random; :func:`load_encoder_weights` fills in trained ones. Networks that give
+    The weights are random; :func:`load_timm_weights` fills in trained ones. Networks that give
     ``(b, h, w, c)`` are turned to ``(b, c, h, w)``.
 
     Which extents an encoder takes is tried, not looked up: on the meta device it is run without
@@ -189,7 +186,7 @@ class TimmEncoder(nn.Module):
         return layouts[0], ""
 
 
-def load_encoder_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> None:
+def load_timm_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> None:
     """Fill an encoder with trained weights, in place.
 
     This is apart from the settings on purpose: a model folder holds all weights of a network, so a
@@ -219,7 +216,7 @@ def load_encoder_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -
         given = whole = _fetched(encoder)
     else:
         where = f"encoder weights {source.name}"
-        given = _pvt_names_to_timm(_read_state(source))
+        given = _pvt_names_to_timm(read_state(source))
         whole = encoder.build_timm_network().state_dict()
     leftovers = {_flat(name) for name in whole}
     wanted = encoder.features.state_dict()
@@ -256,7 +253,7 @@ def load_encoder_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -
             expected=f"the {len(wanted)} tensors of {encoder.name}",
             found="; ".join(problems),
             remedy="use weights of this very encoder and image size",
-            code="encoder-weights-mismatch",
+            code="weights-mismatch",
         )
     encoder.features.load_state_dict(wanted | state)
 
@@ -272,7 +269,7 @@ def _fetched(encoder: TimmEncoder) -> dict[str, Tensor]:
             expected="an encoder for which timm lists weights",
             found="none",
             remedy="choose one of timm.list_pretrained(), or load a file",
-            code="encoder-weights-unlisted",
+            code="weights-unlisted",
         )
     try:
         return dict(encoder.build_timm_network(pretrained=True).state_dict())
@@ -282,63 +279,8 @@ def _fetched(encoder: TimmEncoder) -> dict[str, Tensor]:
             expected="the weights that timm lists, from the hub or its local cache",
             found=_first_line(error),
             remedy="check the connection, or load a file that was downloaded before",
-            code="encoder-weights-fetch",
+            code="weights-fetch",
         ) from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    where = f"encoder weights {path.name}"
-    readers = {
-        ".safetensors": load_file,
-        ".pth": _load_tensors,
-        ".pt": _load_tensors,
-        ".bin": _load_tensors,
-        ".tar": _load_tensors,
-    }
-    if path.suffix not in readers:
-        raise FormatError(
-            where,
-            expected=f"a name that ends in {one_of(path.suffix, readers)}",
-            found=repr(path.suffix),
-            remedy="hand in the file as it was released",
-            code="encoder-weights-suffix",
-        )
-    if not path.is_file():
-        raise FormatError(
-            where,
-            expected="a file of weights",
-            found="no such file",
-            remedy="check the path, or leave it out to begin with random weights",
-            code="encoder-weights-missing",
-        )
-    try:
-        content = readers[path.suffix](path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise FormatError(
-            where,
-            expected="tensors by name, and no code",
-            found=_first_line(error),
-            remedy="download it again, or convert it to safetensors where you trust its source",
-            code="encoder-weights-damaged",
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise FormatError(
-            where,
-            expected="a state dict, bare or under state_dict or model",
-            found="something else",
-            remedy="save the network's state_dict() alone",
-            code="encoder-weights-content",
-        )
-    return dict(content)
-
-
-def _load_tensors(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; checked after
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 _PVT_NAMES = (

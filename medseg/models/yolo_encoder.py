@@ -10,18 +10,16 @@ that only resize or concatenate.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medseg.errors import FormatError
+from medseg.models.state_file import read_state
 
 __all__ = ["SPPF", "C2f", "ConvUnit", "YoloEncoder", "load_yolo_weights"]
 
@@ -243,7 +241,7 @@ def load_yolo_weights(encoder: YoloEncoder, path: Path) -> None:
         FormatError: If the file is missing, damaged or no state dict, if a weight is missing,
             unknown or of another shape.
     """
-    tensors = _read_state_dict(path)
+    tensors = read_state(path)
     sources = _layer_keys(tensors, path)
     wanted = encoder.state_dict()
     missing = [
@@ -264,7 +262,7 @@ def load_yolo_weights(encoder: YoloEncoder, path: Path) -> None:
             stem = wanted["layers.0.conv.weight"]
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise FormatError(
-                str(path),
+                f"weights {path.name}",
                 expected=f"YOLOv8 layers 0 to 21 of width {stem.shape[0]} "
                 f"for {stem.shape[1]} image channels",
                 found=f"{kind} {', '.join(found[:_SHOWN])}{more}",
@@ -287,7 +285,7 @@ def _layer_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
         match = _KEY.fullmatch(key)
         if match is None:
             raise FormatError(
-                str(path),
+                f"weights {path.name}",
                 expected="keys such as model.0.conv.weight or conv_0.conv.weight",
                 found=key,
                 remedy="export the state dict of the YOLOv8 model or of the encoder alone",
@@ -296,47 +294,3 @@ def _layer_keys(tensors: Mapping[str, Tensor], path: Path) -> dict[str, str]:
         if int(match[1]) != _HEAD:
             sources[f"layers.{match[1]}.{match[2]}"] = key
     return sources
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FormatError(
-            str(path),
-            expected="a file of encoder weights",
-            found="no such file",
-            remedy="correct the path",
-            code="weights-missing",
-        )
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        raise _no_state_dict(path, "a file that is damaged or holds more than tensors") from error
-    if not isinstance(content, dict):
-        raise _no_state_dict(path, f"an object of type {type(content).__name__}")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise _no_state_dict(path, f"{type(value).__name__} at {key!r}")
-    return content
-
-
-def _no_state_dict(path: Path, found: str) -> FormatError:
-    return FormatError(
-        str(path),
-        expected="a state dict: tensors by name and nothing else",
-        found=found,
-        remedy="whole pickled models can run code and are not opened; where the file comes from, "
-        "export it with torch.save(model.float().state_dict(), 'encoder.pth')",
-        code="weights-format",
-    )

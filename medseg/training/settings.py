@@ -86,6 +86,10 @@ class TrainingSettings(_Frozen):
     labelled voxel. ``precision`` and ``channels_last`` of "auto" are measured on the machine.
     Between epochs, every ``validate_every`` epochs, ``validation_cases`` cases are judged, as long
     as that takes no more than ``validation_share`` of the time.
+
+    ``encoder_weights`` is what a network with a pretrained encoder begins with: a file, relative to
+    the current directory, or "timm" for those that timm lists, fetched on this request alone. None
+    begins with random weights.
     """
 
     epochs: Count | None = None
@@ -111,6 +115,7 @@ class TrainingSettings(_Frozen):
     validation_cases: Count = 8
     validation_share: Share = 0.05
     seed: int = 0
+    encoder_weights: Annotated[str, Field(min_length=1)] | None = None
     augmentation: AugmentationSettings = AugmentationSettings()
 
     @model_validator(mode="after")

@@ -22,7 +22,6 @@ from medseg.models.qtseg import (
     QTSegSettings,
     SpatialGate,
     TokenMLPs,
-    load_encoder_weights,
 )
 from medseg.models.yolo_encoder import YoloEncoder
 
@@ -644,7 +643,7 @@ def test_encoder_weights_are_read_under_either_kind_of_key(
     tensors = donor()
     network = tiny()
     decoder = copy.deepcopy(network.decoder.state_dict())
-    load_encoder_weights(network, write(tmp_path / f"encoder.{ending}", rename(tensors)))
+    network.load_encoder_weights(write(tmp_path / f"encoder.{ending}", rename(tensors)))
     found = network.encoder.state_dict()
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], tensors[key]) for key in tensors)
@@ -658,7 +657,7 @@ def test_half_precision_wrapped_and_counterless_encoder_weights_are_read(tmp_pat
         if not key.endswith("num_batches_tracked")
     }
     network = tiny()
-    load_encoder_weights(network, write(tmp_path / "half.pt", tensors))
+    network.load_encoder_weights(write(tmp_path / "half.pt", tensors))
     stem = network.encoder.layers["0"].conv.weight
     assert stem.dtype == torch.float32
     assert torch.equal(stem, tensors["model.model.0.conv.weight"].float())
@@ -689,7 +688,7 @@ def test_encoder_weights_that_do_not_fit_are_refused_and_change_nothing(
     before = copy.deepcopy(network.state_dict())
     path = write(tmp_path / "encoder.safetensors", change(ultralytics(donor())))
     with pytest.raises(FormatError, match=words) as caught:
-        load_encoder_weights(network, path)
+        network.load_encoder_weights(path)
     assert caught.value.code == "weights-mismatch"
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
@@ -712,8 +711,8 @@ def test_pickled_models_checkpoints_and_damaged_files_are_refused(tmp_path: Path
     }
     for name, pattern in words.items():
         with pytest.raises(FormatError, match=pattern) as caught:
-            load_encoder_weights(tiny(), tmp_path / name)
+            tiny().load_encoder_weights(tmp_path / name)
         assert caught.value.code == "weights-format"
     with pytest.raises(FormatError, match="no such file") as caught:
-        load_encoder_weights(tiny(), tmp_path / "absent.pt")
+        tiny().load_encoder_weights(tmp_path / "absent.pt")
     assert caught.value.code == "weights-missing"

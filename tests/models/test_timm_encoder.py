@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError, FormatError
-from medseg.models.timm_encoder import TimmEncoder, load_encoder_weights
+from medseg.models.timm_encoder import TimmEncoder, load_timm_weights
 
 PVT_WIDTHS = (32, 64, 160, 256)
 
@@ -180,7 +180,7 @@ def test_the_names_of_the_pvt_release_are_known(trained: TimmEncoder, tmp_path: 
         assert name in state
     torch.save(state, tmp_path / "pvt_v2_b0.pth")
     encoder = TimmEncoder("pvt_v2_b0", drop_path=0.1)
-    load_encoder_weights(encoder, tmp_path / "pvt_v2_b0.pth")
+    load_timm_weights(encoder, tmp_path / "pvt_v2_b0.pth")
     assert_same(encoder, trained)
 
 
@@ -205,7 +205,7 @@ def test_timms_own_names_are_taken_as_they_are(
     else:
         save_file(state, path)
     encoder = TimmEncoder("pvt_v2_b0")
-    load_encoder_weights(encoder, path)
+    load_timm_weights(encoder, path)
     assert_same(encoder, trained)
 
 
@@ -216,7 +216,7 @@ def test_classifiers_of_every_make_are_left_out(name: str, tmp_path: Path) -> No
     state = {k: v for k, v in whole.state_dict().items() if "num_batches_tracked" not in k}
     save_file(state, tmp_path / "whole.safetensors")
     encoder = TimmEncoder(name)
-    load_encoder_weights(encoder, tmp_path / "whole.safetensors")
+    load_timm_weights(encoder, tmp_path / "whole.safetensors")
     flat = {key.replace(".", "_"): tensor for key, tensor in state.items()}
     for key, weight in encoder.features.named_parameters():
         assert torch.equal(weight, flat[key.replace(".", "_")]), key
@@ -231,7 +231,7 @@ def test_weights_that_do_not_fit_change_nothing(trained: TimmEncoder, tmp_path: 
     def refused(changed: dict[str, Tensor], words: str) -> None:
         save_file(changed, path)
         with pytest.raises(FormatError, match=words):
-            load_encoder_weights(encoder, path)
+            load_timm_weights(encoder, path)
         for name, tensor in encoder.state_dict().items():
             assert torch.equal(tensor, before[name])
 
@@ -256,41 +256,41 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
 
     def refused(name: str, words: str) -> None:
         with pytest.raises(FormatError, match=words) as caught:
-            load_encoder_weights(encoder, tmp_path / name)
+            load_timm_weights(encoder, tmp_path / name)
         assert str(tmp_path) not in str(caught.value)
 
     refused("weights.npz", r"one of .*\.safetensors.* found '\.npz'")
     refused("absent.pth", "no such file")
     (tmp_path / "damaged.safetensors").write_bytes(b"not a file of tensors")
-    refused("damaged.safetensors", "tensors by name, and no code")
+    refused("damaged.safetensors", "damaged or holds more than tensors")
     (tmp_path / "damaged.pth").write_bytes(b"neither")
-    refused("damaged.pth", "tensors by name, and no code")
+    refused("damaged.pth", "damaged or holds more than tensors")
     torch.save({"weights": Payload()}, tmp_path / "code.pth")
-    refused("code.pth", "tensors by name, and no code")
+    refused("code.pth", "damaged or holds more than tensors")
     torch.save({"epoch": 3}, tmp_path / "log.pt")
-    refused("log.pt", "a state dict, bare or under")
+    refused("log.pt", "found int at 'epoch'")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    refused("list.pt", "a state dict, bare or under")
+    refused("list.pt", "an object of type list")
 
 
 def test_an_encoder_without_listed_weights_says_so() -> None:
     with pytest.raises(ConfigError, match="an encoder for which timm lists weights, found none"):
-        load_encoder_weights(on_meta("test_mambaout"), "timm")
+        load_timm_weights(on_meta("test_mambaout"), "timm")
 
 
 HUB = """
 import sys
 import medseg.models.macmd
 from medseg.errors import ResourceError
-from medseg.models.timm_encoder import TimmEncoder, load_encoder_weights
+from medseg.models.timm_encoder import TimmEncoder, load_timm_weights
 assert "timm" not in sys.modules
 absent = TimmEncoder("test_resnet")
 try:
-    load_encoder_weights(absent, "timm")
+    load_timm_weights(absent, "timm")
 except ResourceError as error:
     print("refused:", error)
 cached = TimmEncoder("test_convnext")
-load_encoder_weights(cached, "timm")
+load_timm_weights(cached, "timm")
 print(sum(float(w.detach().double().sum()) for w in cached.parameters()))
 """
 

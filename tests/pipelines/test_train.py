@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
 from medseg.models.folder import load_model
-from medseg.models.table import NETWORKS
+from medseg.models.table import NETWORKS, build_network
 from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import load_settings, parse_settings
 from pipelines.train import train, train_from_command
@@ -353,3 +353,38 @@ def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_pa
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match="expected a folder that can be made and written"):
         run(tmp_path / "file" / "run", tmp_path / "no dataset", tiny_settings())
+
+
+def test_an_encoder_begins_with_the_weights_of_a_file(tmp_path, root):
+    content = tiny_settings("qtseg")
+    donor = build_network("qtseg", {"preset": "tiny", "in_channels": 1})
+    # what Ultralytics calls model.4.cv1.conv.weight is layer 4 here
+    state = {
+        f"model.{key.removeprefix('layers.')}": w for key, w in donor.encoder.state_dict().items()
+    }
+    torch.save(state, tmp_path / "encoder.pt")
+    content["training"] |= {"encoder_weights": str(tmp_path / "encoder.pt"), "learning_rate": 1e-12}
+    notes = Notes()
+    run(tmp_path / "run", root, content, listener=notes)
+    trained, _ = load_model(tmp_path / "run")
+    weight = trained.network.encoder.state_dict()["layers.4.cv1.conv.weight"]
+    torch.testing.assert_close(weight, donor.encoder.state_dict()["layers.4.cv1.conv.weight"])
+    assert any("encoder.pt, sha256 " in note for note in notes.notes)
+    assert str(tmp_path) not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+class Notes(Silent):
+    """Keeps the lines for the log."""
+
+    def __init__(self):
+        self.notes = []
+
+    def noted(self, message):
+        self.notes.append(message)
+
+
+def test_a_network_without_such_an_encoder_refuses_weights_for_it(tmp_path, root):
+    content = tiny_settings("revunet", encoder_weights="encoder.pt")
+    with pytest.raises(ConfigError, match="no encoder that others have trained"):
+        run(tmp_path / "run", root, content)
+    assert not (tmp_path / "run").exists()
