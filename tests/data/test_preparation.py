@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from medseg.core import Grid, LabelMap, LabelScheme, Volume
 from medseg.data.preparation import check_extent, prepare, prepare_labels
 from medseg.errors import GeometryError, ShapeError
+from medseg.io.reading import read_image, read_labels
 from medseg.models.card import Channel, ClipZScore, InputSettings, ZScore
 
 SCHEME = LabelScheme.plain("test", {1: "one", 2: "two"})
@@ -141,3 +142,20 @@ def test_an_image_below_half_the_window_is_refused():
 def test_an_image_a_little_smaller_than_the_window_is_noted():
     assert "smaller than the window" in check_extent(Grid((8, 8, 5), np.eye(4)), inputs())[0]
     assert check_extent(Grid((8, 8, 8), np.eye(4)), inputs()) == ()
+
+
+@pytest.mark.shared_data
+def test_the_slices_of_real_cardiac_mr_come_last_with_their_labels(shared_data):
+    paths = sorted((shared_data / "02_acdc" / "training").glob("*/*_gt.nii.gz"))[:6]
+    assert paths
+    hearts = LabelScheme.plain("acdc", {1: "right", 2: "wall", 3: "left"})
+    for path in paths:
+        labels = read_labels(path, hearts)
+        volume = read_image(path.with_name(path.name.replace("_gt", ""))).volume
+        ready = prepare(volume, inputs(orientation="slices_last"))
+        turned = prepare_labels(labels, inputs(orientation="slices_last"))
+        assert ready.grid.spacing_mm[2] == pytest.approx(max(volume.grid.spacing_mm))
+        assert ready.x_cijk.shape[1:] == turned.shape == ready.grid.shape_ijk
+        assert sorted(turned.unique().tolist()) == sorted(np.unique(labels.data_ijk).tolist())
+        back = ready.to_model.inverse().turn_array(turned.numpy())
+        np.testing.assert_array_equal(back, labels.data_ijk)

@@ -14,9 +14,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.errors import ShapeError
+from medseg.errors import ConfigError, ShapeError
+from medseg.models.card import InputSettings, NetworkChoice
 from medseg.models.network import SegmentationNetwork, arrange_weights
-from medseg.models.table import NETWORKS, build_network
+from medseg.models.slices import SlicedNetwork
+from medseg.models.table import NETWORKS, build_network, build_volume_network
 from tests.ddp_worker import train_in_step
 
 NAMES = sorted(NETWORKS)
@@ -282,3 +284,61 @@ def _same_gradients(network: nn.Module, other: nn.Module) -> None:
     largest = max(float(weight.grad.abs().max()) for weight in other.parameters())
     for mine, theirs in pairs:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4 * largest)
+
+
+DATASETS = {
+    "synapse": (["CT"], [0.76, 0.76, 3.0], "RAS", 14),
+    "acdc": (["MR"], None, "slices_last", 4),
+    "brats": (["T1", "T1ce", "T2", "FLAIR"], [1.0, 1.0, 1.0], "RAS", 4),
+}
+
+
+@EVERY
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_it_serves_the_volumes_of_every_benchmark(name: str, dataset: str) -> None:
+    """One interface, whatever the rank, the channels and the thickness of the slices."""
+    channels, spacing, orientation, classes = DATASETS[dataset]
+    inputs = InputSettings.model_validate(
+        {
+            "channels": [{"name": channel} for channel in channels],
+            "spacing_mm": spacing,
+            "orientation": orientation,
+            "window_ijk": [32, 32, 32],
+        }
+    )
+    settings = {"preset": "tiny", "in_channels": len(channels), "out_channels": classes}
+    network = build_volume_network(NetworkChoice(name=name, settings=settings), inputs)
+    x = torch.randn(1, len(channels), *network.nearest_legal_extents((20, 33, 7)))
+    for head in heads_of(network.train()(x)):
+        assert head.shape[:2] == (1, classes)
+    with torch.no_grad():
+        assert network.eval()(x).shape == (1, classes, *x.shape[2:])
+    if NETWORKS[name].rank == 2:
+        assert isinstance(network, SlicedNetwork)
+        assert network.axis == 2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if NETWORKS[name].rank == 2])
+def test_neighbouring_slices_need_as_many_channels(name: str) -> None:
+    inputs = InputSettings.model_validate(
+        {"channels": [{"name": "CT"}], "spacing_mm": [1, 1, 3], "window_ijk": [32, 32, 8]}
+    )
+    choice = {"name": name, "slices": {"neighbours": 2}}
+    with pytest.raises(ConfigError, match=r"in_channels: expected 5: 1 image channels on 5 slices"):
+        build_volume_network(
+            NetworkChoice(**choice, settings={"preset": "tiny", "in_channels": 10}), inputs
+        )
+    network = build_volume_network(
+        NetworkChoice(**choice, settings={"preset": "tiny", "in_channels": 5}), inputs
+    )
+    with torch.no_grad():
+        assert network.eval()(torch.randn(1, 1, 20, 33, 4)).shape[2:] == (20, 33, 4)
+
+
+def test_a_3d_network_is_not_sliced() -> None:
+    inputs = InputSettings.model_validate(
+        {"channels": [{"name": "CT"}], "spacing_mm": None, "window_ijk": [32, 32, 8]}
+    )
+    choice = NetworkChoice(name="neunet", settings={"preset": "tiny"}, slices={"axis": "k"})
+    with pytest.raises(ConfigError, match="the network neunet is three-dimensional"):
+        build_volume_network(choice, inputs)
