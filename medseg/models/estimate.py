@@ -49,7 +49,8 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
         network: On any device and in any mode; left as it is.
         shape: ``(b, c, *spatial)``.
     """
-    meta = copy.deepcopy(network).to("meta").eval()
+    # the counter hooks into modules whose input wants a gradient; nothing does here
+    meta = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         meta(torch.empty(tuple(shape), device="meta"))
