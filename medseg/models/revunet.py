@@ -24,24 +24,33 @@ upsampling           1x1x1 convolution, then trilinear times 2
 skip                 added
 ===================  =================================================================
 
-Memory: a stored twin of the *same* network (``memory="stored"``) needs about three times the peak
-activation memory at ``blocks=1`` and about five times at ``blocks=2`` (expansion 4, ReLU). A stored
-U-Net of dense 3x3x3 convolutions of equal widths can need less than this network at ``blocks=1``,
-because the expansion makes activations wide: the comparison depends on what is compared.
+Memory: a stored twin of the *same* network (``memory="stored"``) needs more than three times the
+peak activation memory at ``blocks=1`` and more than five times at ``blocks=2`` (expansion 4, ReLU).
+A stored U-Net of dense 3x3x3 convolutions of equal widths can need less than this network at
+``blocks=1``, because the expansion makes activations wide: the comparison depends on what is
+compared. ``benchmarks/reversible.py`` measures all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medseg.models.network import SegmentationNetwork
 from medseg.ops.depthwise import DepthwiseConv3d
-from medseg.ops.reversible import AdditiveCoupling, Memory, ReversibleSequence
+from medseg.ops.reversible import (
+    AdditiveCoupling,
+    Memory,
+    ReversibleSequence,
+    check_reconstruction,
+    reconstruction_error,
+)
 
 __all__ = ["REVUNET_PRESETS", "MobileBottleneck", "RevUNet", "RevUNetSettings"]
 
@@ -62,7 +71,8 @@ class RevUNetSettings(BaseModel):
         squeeze_excitation: Whether a channel gate follows the depthwise convolution.
         squeeze_ratio: Width of the gate over the inner channels.
         norm_groups: Groups of each GroupNorm; must divide half of every width.
-        memory: ``reversible`` recomputes activations, ``stored`` keeps them. Same weights, same
+        memory: ``reversible`` recomputes activations from outputs, ``stored`` keeps them,
+            ``checkpointed`` recomputes them from the kept input of every block. Same weights, same
             forward values.
     """
 
@@ -90,10 +100,10 @@ class RevUNetSettings(BaseModel):
 
 
 REVUNET_PRESETS = {
-    "tiny": RevUNetSettings(widths=(8, 16, 32), expansion=2),
-    "small": RevUNetSettings(expansion=2),
     "base": RevUNetSettings(),
     "deep": RevUNetSettings(widths=(16, 32, 64, 128, 256), blocks=2),
+    "small": RevUNetSettings(expansion=2),
+    "tiny": RevUNetSettings(widths=(8, 16, 32), expansion=2),
 }
 """Named sizes. For 4 image and 3 output channels: tiny 14,787, small 141,379, base 258,179 and deep
 1,736,259 weights."""
@@ -145,6 +155,66 @@ class RevUNet(SegmentationNetwork):
             stream = self.decoder[level](skips.pop() + finer)
         logits: Tensor = self.head(stream)
         return logits
+
+    def reconstruction_errors(self, x_bcijk: Tensor) -> dict[str, float]:
+        """How far each sequence's inverse misses the input that it has for ``x_bcijk``.
+
+        Args:
+            x_bcijk: As for :meth:`forward`; may be any size that it takes.
+
+        Returns:
+            By the sequence's name (``encoder.0`` is the finest level's), in the order in which they
+            are applied: largest deviation over largest magnitude.
+
+        Raises:
+            ShapeError: If channels or extents do not fit.
+        """
+        errors: dict[str, float] = {}
+
+        def measure(name: str, sequence: ReversibleSequence, stream: Tensor) -> None:
+            errors[name] = reconstruction_error(sequence, stream)
+
+        self._visit(x_bcijk, measure)
+        return errors
+
+    def check_reconstruction(self, x_bcijk: Tensor, tolerance: float = 1e-3) -> None:
+        """Debug check: whether recomputed activations are those of the forward pass.
+
+        Works for every kind of memory, in the present mode and under the caller's autocast; costs
+        two forward passes and changes nothing. Call it now and then during training, or when a
+        reversible run diverges where a stored one does not.
+
+        Args:
+            x_bcijk: As for :meth:`forward`.
+            tolerance: Largest relative error that is let pass.
+
+        Raises:
+            ConfigError: If a sequence's error is larger or not a number; the message names it.
+            ShapeError: If channels or extents do not fit.
+        """
+
+        def check(name: str, sequence: ReversibleSequence, stream: Tensor) -> None:
+            check_reconstruction(sequence, stream, tolerance, where=f"RevUNet {name}")
+
+        self._visit(x_bcijk, check)
+
+    def _visit(
+        self, x_bcijk: Tensor, visit: Callable[[str, ReversibleSequence, Tensor], None]
+    ) -> None:
+        # the sequences' inputs exist only on the way through the network
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda sequence, inputs, name=name: visit(name, sequence, inputs[0])
+            )
+            for name, module in self.named_modules()
+            if isinstance(module, ReversibleSequence)
+        ]
+        try:
+            with torch.no_grad():
+                self(x_bcijk)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class MobileBottleneck(nn.Module):

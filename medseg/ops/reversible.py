@@ -11,23 +11,33 @@ is the one that the inverse subtracts.
 
 The inverse is exact in real numbers only. The stream (``x``, ``y`` and the additions) therefore
 stays in float32 at least, whatever type F and G compute in under autocast, and a sequence should
-be kept to some four blocks; :func:`reconstruction_error` measures the drift.
+be kept to some four blocks; :func:`reconstruction_error` measures the drift. Sums of bfloat16
+values are mostly exact in float32, so that a stream of such values drifts less than one that uses
+all bits of float32, whose rounding can move a branch's input to the next bfloat16 value.
+Convolutions that round their factors to fewer bits, as TF32 on NVIDIA devices does by default,
+let it grow; ``torch.backends.cudnn.conv.fp32_precision = "ieee"`` keeps them in float32.
+
+Compilation: ``torch.compile`` leaves the graph at a reversible sequence that trains and takes it up
+after. F and G can be compiled each for itself with ``branch.compile()``. Without gradient there is
+no break, and ``torch.export`` gets the plain additions whether gradients are on or off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.checkpoint import checkpoint
 
-from medseg.errors import ConfigError, ShapeError
+from medseg.errors import ConfigError, ShapeError, one_of
 
 __all__ = [
     "AdditiveCoupling",
@@ -38,7 +48,7 @@ __all__ = [
     "reconstruction_error",
 ]
 
-Memory = Literal["reversible", "stored"]
+Memory = Literal["reversible", "stored", "checkpointed"]
 
 # generator state of the CPU, and of the stream's device where that is another one
 _RandomState = tuple[Tensor, Tensor | None]
@@ -78,22 +88,38 @@ class AdditiveCoupling(nn.Module):
         """F and G in the order in which they are applied."""
         return self.f, self.g
 
+    def forward(
+        self, x1_bcs: Tensor, x2_bcs: Tensor, states: list[_RandomState] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``y1`` and ``y2`` of ``x1`` and ``x2``, with whatever autograd mode is on.
+
+        Args:
+            x1_bcs: First half of the channels.
+            x2_bcs: Second half.
+            states: Takes the generator state before each branch, if given.
+        """
+        y1_bcs = x1_bcs + _value(self.f, x2_bcs, states)
+        return y1_bcs, x2_bcs + _value(self.g, y1_bcs, states)
+
 
 class ReversibleSequence(nn.Module):
     """Reversible blocks one after the other, under one node of the autograd graph.
 
-    Both kinds of memory share their weights' names and give the same forward values bit for bit.
+    All kinds of memory share their weights' names and give the same forward values bit for bit.
     Double backward is not possible in the reversible kind, and its output must not be changed in
     place (autograd notices and says so).
 
     Args:
         blocks: At least one.
-        memory: ``reversible`` recomputes activations, ``stored`` is plain autograd.
+        memory: ``reversible`` recomputes activations from the output. ``stored`` is plain autograd.
+            ``checkpointed`` keeps the input of every block and recomputes from there
+            (``torch.utils.checkpoint``, not reentrant): no rounding in an inverse, and memory that
+            grows by the stream with every block.
         random: Whether a branch draws random numbers, so that the generator states must be kept
             for the second evaluation. None looks for dropout modules.
 
     Raises:
-        ConfigError: If there is no block.
+        ConfigError: If there is no block, or no such kind of memory.
     """
 
     def __init__(
@@ -111,6 +137,14 @@ class ReversibleSequence(nn.Module):
                 found="none",
                 remedy="leave the sequence out instead",
                 code="reversible-empty",
+            )
+        if memory not in get_args(Memory):
+            raise ConfigError(
+                "reversible sequence",
+                expected=f"memory to be {one_of(memory, get_args(Memory))}",
+                found=repr(memory),
+                remedy="choose one of them",
+                code="reversible-memory",
             )
         self.blocks = nn.ModuleList(blocks)
         self.memory = memory
@@ -135,9 +169,12 @@ class ReversibleSequence(nn.Module):
             ConfigError: If a branch changes its input in place.
         """
         x_bcs = _stream(x_bcs)
-        if self.memory == "reversible" and torch.is_grad_enabled():
-            y_bcs: Tensor = _recomputed(self, x_bcs)
-            return y_bcs
+        if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            if self.memory == "reversible":
+                y_bcs: Tensor = _recomputed(self, x_bcs)
+                return y_bcs
+            if self.memory == "checkpointed":
+                return self._checkpointed(x_bcs)
         return self.run(x_bcs, None)
 
     def run(self, x_bcs: Tensor, states: list[_RandomState] | None) -> Tensor:
@@ -147,12 +184,17 @@ class ReversibleSequence(nn.Module):
             x_bcs: The stream.
             states: Takes the generator state before each branch, if given.
         """
-        x1: Tensor
-        x2: Tensor
         x1, x2 = x_bcs.chunk(2, dim=1)
         for block in self.couplings:
-            x1 = x1 + _value(block.f, x2, states)
-            x2 = x2 + _value(block.g, x1, states)
+            x1, x2 = block(x1, x2, states)
+        return torch.cat((x1, x2), dim=1)
+
+    def _checkpointed(self, x_bcs: Tensor) -> Tensor:
+        x1, x2 = x_bcs.chunk(2, dim=1)
+        for block in self.couplings:
+            x1, x2 = checkpoint(
+                block, x1, x2, use_reentrant=False, preserve_rng_state=self.draws_random_numbers()
+            )
         return torch.cat((x1, x2), dim=1)
 
     def draws_random_numbers(self) -> bool:
@@ -208,9 +250,19 @@ def reconstruction_error(sequence: ReversibleSequence, x_bcs: Tensor) -> float:
 
 
 def check_reconstruction(
-    sequence: ReversibleSequence, x_bcs: Tensor, tolerance: float = 1e-3
+    sequence: ReversibleSequence,
+    x_bcs: Tensor,
+    tolerance: float = 1e-3,
+    *,
+    where: str = "reversible sequence",
 ) -> None:
     """Debug check against drift (Behrmann et al., AISTATS 2021: couplings can lose invertibility).
+
+    Args:
+        sequence: Applied in its present mode.
+        x_bcs: ``(b, c, *spatial)``, as it comes in training.
+        tolerance: Largest relative error that is let pass.
+        where: What the message calls the sequence.
 
     Raises:
         ConfigError: If :func:`reconstruction_error` is above ``tolerance`` or not a number.
@@ -218,10 +270,10 @@ def check_reconstruction(
     error = reconstruction_error(sequence, x_bcs)
     if not error <= tolerance:
         raise ConfigError(
-            "reversible sequence",
+            where,
             expected=f"a relative reconstruction error of at most {tolerance:.1e}",
             found=f"{error:.1e}",
-            remedy="set memory to stored, or use fewer blocks or a wider number type",
+            remedy="set memory to checkpointed, or use fewer blocks or a wider number type",
             code="reversible-drift",
         )
 
@@ -245,7 +297,8 @@ class _Recomputed(torch.autograd.Function):
         ctx.autocast = _autocast_state(device_type)
         ctx.states = [] if sequence.draws_random_numbers() else None
         with _autocast(ctx.autocast):
-            y_bcs = sequence.run(x_bcs, ctx.states)
+            # detached, as views of a tensor with gradient confuse torch's module hooks in here
+            y_bcs = sequence.run(x_bcs.detach(), ctx.states)
         ctx.save_for_backward(y_bcs, *weights)
         return y_bcs
 
@@ -260,7 +313,7 @@ class _Recomputed(torch.autograd.Function):
                 "reversible sequence",
                 expected="first derivatives only",
                 found="create_graph=True",
-                remedy="set memory to stored for higher derivatives",
+                remedy="set memory to stored or checkpointed for higher derivatives",
                 code="reversible-double-backward",
             )
         sequence: ReversibleSequence = ctx.sequence
@@ -269,17 +322,20 @@ class _Recomputed(torch.autograd.Function):
         y1, y2 = y_bcs.chunk(2, dim=1)
         dy1, dy2 = dy_bcs.chunk(2, dim=1)
         del y_bcs, dy_bcs
+        # the output goes half by half as it is undone, unless the caller keeps the graph; not in
+        # torch's documents, and without it a little more memory is used
+        if hasattr(ctx, "maybe_clear_saved_tensors"):
+            ctx.maybe_clear_saved_tensors()
         gradients: list[Tensor | None] = []
         with _autocast(ctx.autocast):
-            for number in range(len(sequence.blocks) - 1, -1, -1):
-                block = sequence.couplings[number]
-                # old halves are let go before the gradients are taken: peak memory is there
+            for block in reversed(sequence.couplings):
+                # values and old halves are let go before the gradients are taken, where the peak
+                # of memory is
                 of_g = _Evaluated(block.g, weights, y1, states)
-                y2 = y2 - of_g.value.detach()
+                y2 = y2 - of_g.take_value()
                 dy1 = dy1 + of_g.take_gradients(dy2)
                 of_f = _Evaluated(block.f, weights, y2, states)
-                if number:
-                    y1 = y1 - of_f.value.detach()
+                y1 = y1 - of_f.take_value()
                 dy2 = dy2 + of_f.take_gradients(dy1)
                 gradients = [*of_f.gradients, *of_g.gradients, *gradients]
         dx_bcs = torch.cat((dy1, dy2), dim=1) if ctx.needs_input_grad[1] else None
@@ -312,24 +368,37 @@ class _Evaluated:
         del weights[first:]
         self._leaf = source.detach().requires_grad_()
         with torch.enable_grad(), _replayed(states.pop() if states else None, source.device):
-            self.value: Tensor = functional_call(
-                branch, dict(zip(names, self._weights, strict=True)), (self._leaf,)
+            value: Tensor = functional_call(
+                branch,
+                dict(zip(names, self._weights, strict=True)),
+                # no leaf itself: torch's module hooks cannot follow one through autograd.grad
+                (self._leaf.view_as(self._leaf),),
             )
+            # the edge keeps the graph; the value itself is of no use to the gradients
+            self._edge = get_gradient_edge(value)
+        self._value = value.detach()
+        self._dtype = value.dtype
         self.gradients: list[Tensor | None] = []
+
+    def take_value(self) -> Tensor:
+        """What the branch gave; let go here."""
+        value = self._value
+        del self._value
+        return value
 
     def take_gradients(self, d_value: Tensor) -> Tensor:
         """Gradient of the source; those of the weights go to ``gradients``. The graph is freed."""
         learned = [weight for weight in self._weights if weight.requires_grad]
         d_source, *found = torch.autograd.grad(
-            self.value,
+            self._edge,
             [self._leaf, *learned],
-            d_value.to(self.value.dtype),
+            d_value.to(self._dtype),
             allow_unused=True,
             materialize_grads=True,
         )
         left = iter(found)
         self.gradients = [next(left) if weight.requires_grad else None for weight in self._weights]
-        del self.value, self._leaf, self._weights
+        del self._edge, self._leaf, self._weights
         return d_source
 
 
@@ -347,9 +416,10 @@ def _inverse(
         return torch.cat((y1, y2), dim=1)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+    reason="a reversible sequence trains outside compiled graphs; compile its branches instead"
+)
 def _recomputed(sequence: ReversibleSequence, x_bcs: Tensor) -> Tensor:
-    # outside compiled graphs; F and G may be compiled each for itself
     weights = [
         weight
         for block in sequence.couplings
@@ -374,6 +444,9 @@ def _stream(x_bcs: Tensor) -> Tensor:
 def _value(branch: nn.Module, x_bcs: Tensor, states: list[_RandomState] | None) -> Tensor:
     if states is not None:
         states.append(_random_state(x_bcs.device))
+    if torch.compiler.is_compiling():
+        # versions cannot be traced; a graph without gradient is functional anyway
+        return cast(Tensor, branch(x_bcs))
     version = None if x_bcs.is_inference() else x_bcs._version
     value = cast(Tensor, branch(x_bcs))
     if version is not None and x_bcs._version != version:

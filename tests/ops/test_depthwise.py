@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 from medseg.ops.depthwise import DepthwiseConv3d
@@ -52,3 +53,42 @@ def test_only_what_is_asked_for_gets_a_gradient() -> None:
 def test_under_autocast_it_computes_in_the_low_type() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert DepthwiseConv3d(2)(torch.randn(1, 2, 3, 3, 3)).dtype == torch.bfloat16
+
+
+def test_under_autocast_it_is_the_general_convolution() -> None:
+    torch.manual_seed(0)
+    conv = DepthwiseConv3d(4)
+    x = torch.randn(1, 4, 5, 6, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = conv(x)
+        theirs = F.conv3d(x, conv.weight, padding=1, groups=4)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, theirs)
+    dy = torch.ones_like(ours)
+    found = torch.autograd.grad(ours, (x, conv.weight), dy)
+    expected = torch.autograd.grad(theirs, (x, conv.weight), dy)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# dynamo reads .grad of every tensor and silences the warning itself, too late for "error"
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_it_compiles_in_one_graph_with_the_same_gradients() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    conv = DepthwiseConv3d(4).double()
+    x = torch.randn(1, 4, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for apply in (conv, torch.compile(conv, backend="aot_eager", fullgraph=True)):
+        y = apply(x)
+        found.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, conv.weight))))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    torch._dynamo.reset()
+
+
+def test_on_the_meta_device_extents_and_gradients_have_their_shapes() -> None:
+    with torch.device("meta"):
+        conv = DepthwiseConv3d(4)
+        y = conv(torch.zeros(2, 4, 3, 4, 5))
+    y.sum().backward()
+    assert y.shape == (2, 4, 3, 4, 5)
+    assert conv.weight.grad.shape == (4, 1, 3, 3, 3)

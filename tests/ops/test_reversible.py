@@ -1,15 +1,20 @@
 """Reversible sequences: inversion, gradients, and what could silently go wrong in either."""
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import ConfigError, ShapeError
 from medseg.models.revunet import MobileBottleneck, RevUNetSettings
+from medseg.ops.live_storage import LiveStorage
 from medseg.ops.reversible import (
     AdditiveCoupling,
     ReversibleSequence,
@@ -77,6 +82,40 @@ def test_four_blocks_in_float32_reconstruct_within_two_millionths() -> None:
     assert reconstruction_error(sequence, torch.randn(1, 32, 8, 8, 8)) <= 2e-6
 
 
+def test_additions_of_bfloat16_values_in_a_float32_stream_are_undone_exactly() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(4, channels=32, expansion=4, activation="relu")
+    x = torch.randn(1, 32, 12, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        # eight bits each: what float32 adds it can take away again
+        assert reconstruction_error(sequence, x.bfloat16()) <= 1e-6
+        # a stream of 24 bits is rounded, and now and then that rounds a branch's input elsewhere
+        assert 1e-6 < reconstruction_error(sequence, x) < 5e-2
+
+
+class Coarse(nn.Module):
+    """A linear branch whose factors keep 10 bits, as those of TF32 do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = torch.tensor(-(2**13), dtype=torch.int32)  # 23 bits of float32 less 13
+        return self.conv((x.view(torch.int32) & keep).view(torch.float32))
+
+
+def test_factors_of_ten_bits_let_the_drift_grow_and_the_check_measures_it() -> None:
+    torch.manual_seed(0)
+    fine, coarse = (
+        ReversibleSequence([AdditiveCoupling(make(), make()) for _ in range(4)])
+        for make in (lambda: nn.Conv1d(8, 8, 3, padding=1), Coarse)
+    )
+    x = torch.randn(1, 16, 64)
+    assert reconstruction_error(fine, x) <= 2e-6
+    assert 1e-5 < reconstruction_error(coarse, x) < 1e-2
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 3), st.integers(0, 99))
 def test_values_are_equal_and_gradients_agree_with_plain_autograd(blocks: int, seed: int) -> None:
@@ -85,8 +124,11 @@ def test_values_are_equal_and_gradients_agree_with_plain_autograd(blocks: int, s
     x = torch.randn(2, 8, 4, 3, 4, dtype=torch.float64)
     y_reversible, ours = gradients(sequence, x, "reversible")
     y_stored, theirs = gradients(sequence, x, "stored")
+    y_checkpointed, exact = gradients(sequence, x, "checkpointed")
     assert torch.equal(y_reversible, y_stored)
+    assert torch.equal(y_checkpointed, y_stored)
     assert worst_relative(ours, theirs) <= 1e-12
+    assert all(itertools.starmap(torch.equal, zip(exact, theirs, strict=True)))
 
 
 def test_two_blocks_pass_the_numerical_gradient_check_for_input_and_weights() -> None:
@@ -155,8 +197,11 @@ def test_dropout_is_replayed_so_that_gradients_match_the_stored_twin() -> None:
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     y_reversible, ours = gradients(sequence, x, "reversible", seed=7)
     y_stored, theirs = gradients(sequence, x, "stored", seed=7)
+    y_checkpointed, exact = gradients(sequence, x, "checkpointed", seed=7)
     assert torch.equal(y_reversible, y_stored)
+    assert torch.equal(y_checkpointed, y_stored)
     assert worst_relative(ours, theirs) <= 1e-12
+    assert worst_relative(exact, theirs) <= 1e-12
     assert reconstruction_error(sequence, x) <= 1e-13
 
 
@@ -252,6 +297,14 @@ def test_a_weight_changed_between_forward_and_backward_is_noticed() -> None:
         y.sum().backward()
 
 
+def test_a_second_backward_of_a_graph_that_was_not_kept_is_refused() -> None:
+    x = torch.randn(1, 4, 3, 3, 3, requires_grad=True)
+    y = bottlenecks(1)(x)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+
+
 def test_a_second_backward_of_a_kept_graph_gives_the_same() -> None:
     sequence = bottlenecks(2)
     y = sequence(torch.randn(1, 4, 4, 4, 4)).square().sum()
@@ -261,18 +314,198 @@ def test_a_second_backward_of_a_kept_graph_gives_the_same() -> None:
     assert all(itertools.starmap(torch.equal, zip(first, second, strict=True)))
 
 
-# dynamo reads .grad of every tensor and silences the warning itself, too late for "error"
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_torch_compile_breaks_the_graph_and_agrees() -> None:
+def test_a_sequence_used_twice_gets_the_gradients_of_both_uses() -> None:
     torch.manual_seed(0)
+    sequence = bottlenecks(2).double()
+    x = torch.randn(1, 4, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for memory in ("reversible", "stored"):
+        sequence.memory = memory  # type: ignore[assignment]
+        once = sequence(x)
+        loss = sequence(once).square().sum() + once.sum()
+        found.append(list(torch.autograd.grad(loss, [x, *sequence.parameters()])))
+    assert worst_relative(*found) <= 1e-12
+
+
+def test_the_flop_counter_sees_every_evaluation() -> None:
     sequence = bottlenecks(2)
     x = torch.randn(1, 4, 4, 4, 4)
-    model = nn.Sequential(nn.Conv3d(4, 4, 1), sequence)
-    expected = model(x)
-    found = torch.compile(model, backend="eager")(x)
-    torch.testing.assert_close(found, expected)
-    found.sum().backward()
-    assert all(weight.grad is not None for weight in model.parameters())
+    counts = {}
+    for memory in ("reversible", "stored", "checkpointed"):
+        sequence.memory = memory  # type: ignore[assignment]
+        with FlopCounterMode(display=False) as forward:
+            y = sequence(x.requires_grad_())
+        with FlopCounterMode(display=False) as backward:
+            y.sum().backward()
+        counts[memory] = forward.get_total_flops(), backward.get_total_flops()
+    once = counts["stored"][0]
+    assert {forward for forward, _ in counts.values()} == {once}
+    # one more evaluation of F and G, whichever way they are recomputed
+    assert counts["reversible"][1] == counts["stored"][1] + once
+    assert counts["checkpointed"][1] == counts["stored"][1] + once
+
+
+def test_branches_may_be_the_identity() -> None:
+    sequence = ReversibleSequence([AdditiveCoupling(nn.Identity(), nn.Identity())])
+    x = torch.randn(1, 2, 5, requires_grad=True)
+    y = sequence(x)
+    x1, x2 = x.detach().chunk(2, dim=1)
+    torch.testing.assert_close(y, torch.cat((x1 + x2, x1 + 2 * x2), dim=1))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    # y1 + y2 = 2 x1 + 3 x2
+    assert torch.equal(dx, torch.tensor([2.0, 3.0]).reshape(1, 2, 1).expand(1, 2, 5))
+
+
+def nodes_named(root: Any, name: str) -> int:
+    found, waiting = set(), [root]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting.extend(parent for parent, _ in node.next_functions)
+    return sum(name in node.name() for node in found)
+
+
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_a_sequence_is_one_node_of_the_graph_whatever_its_length(blocks: int) -> None:
+    y = bottlenecks(blocks)(torch.randn(1, 4, 3, 3, 3))
+    assert nodes_named(y.grad_fn, "_Recomputed") == 1
+    assert nodes_named(y.grad_fn, "NativeGroupNorm") == 0
+
+
+def sequence_memory(
+    blocks: int, memory: str, x: Tensor, *, keep_graph: bool = False
+) -> tuple[int, int]:
+    """Bytes after the forward pass, and at the peak without the gradients of the weights."""
+    sequence = bottlenecks(blocks, channels=8, expansion=4)
+    sequence.memory = memory  # type: ignore[assignment]
+    weights = list(sequence.parameters())
+    with LiveStorage([x, *weights]) as storage:
+        y = sequence(x)
+        forward = storage.live_bytes
+        dy = torch.ones_like(y)
+        node = torch.autograd.graph.get_gradient_edge(y)
+        del y
+        torch.autograd.backward([node], [dy], retain_graph=keep_graph)
+    return forward, storage.peak_bytes - sum(weight.nbytes for weight in weights)
+
+
+def test_a_sequence_keeps_its_output_alone_and_has_the_same_peak_at_any_length() -> None:
+    x = torch.randn(1, 8, 16, 16, 16, requires_grad=True)
+    measured = {blocks: sequence_memory(blocks, "reversible", x) for blocks in (1, 2, 4, 8)}
+    assert {forward for forward, _ in measured.values()} == {x.nbytes}
+    # one block has its peak in its only G, before the undone halves are separate tensors
+    assert measured[2][1] == measured[4][1] == measured[8][1]
+    assert measured[2][1] <= measured[1][1] + x.nbytes // 2
+    stored = [sequence_memory(blocks, "stored", x)[1] for blocks in (1, 8)]
+    assert stored[1] > 6 * stored[0]
+    checkpointed = [sequence_memory(blocks, "checkpointed", x)[1] for blocks in (1, 8)]
+    assert 6 * x.nbytes < checkpointed[1] - checkpointed[0] < 8 * x.nbytes
+
+
+def test_the_output_is_let_go_while_it_is_undone_unless_the_graph_is_kept() -> None:
+    x = torch.randn(1, 8, 16, 16, 16, requires_grad=True)
+    freed, kept = (
+        sequence_memory(2, "reversible", x, keep_graph=keep)[1] for keep in (False, True)
+    )
+    assert kept - freed == x.nbytes
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# dynamo reads .grad of every tensor and silences the warning itself, too late for "error"
+GRAD_READ = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+class BetweenConvolutions(nn.Module):
+    def __init__(self, sequence: ReversibleSequence) -> None:
+        super().__init__()
+        self.first, self.sequence, self.last = nn.Conv3d(4, 4, 1), sequence, nn.Conv3d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.first(x)
+        stream = self.sequence(stream)
+        return self.last(stream)
+
+
+@GRAD_READ
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_network_leaves_its_graph_at_the_sequence_and_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    model = BetweenConvolutions(bottlenecks(2))
+    x = torch.randn(1, 4, 4, 4, 4)
+    explained = torch._dynamo.explain(model)(x)
+    assert explained.graph_count == 2
+    assert any("compile its branches instead" in str(b.reason) for b in explained.break_reasons)
+    found = []
+    for apply in (model, torch.compile(model, backend="aot_eager")):
+        y = apply(x)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), model.parameters())])
+    assert worst_relative(*found) <= 1e-5
+
+
+@GRAD_READ
+@pytest.mark.usefixtures("compiler")
+def test_training_in_one_compiled_graph_is_refused_by_the_compiler_with_our_reason() -> None:
+    whole = torch.compile(bottlenecks(1), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="compile its branches instead"):
+        whole(torch.randn(1, 4, 4, 4, 4))
+
+
+@GRAD_READ
+@pytest.mark.usefixtures("compiler")
+def test_branches_compiled_each_for_itself_are_compiled_once_and_agree() -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(2).double()
+    x = torch.randn(1, 4, 4, 4, 4, dtype=torch.float64)
+    y_plain, plain = gradients(sequence, x, "reversible")
+    compilations: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compilations.append(graph)
+        return graph
+
+    for block in sequence.couplings:
+        for branch in block.branches:
+            branch.compile(backend=backend)
+    counts = []
+    for _ in range(3):
+        y_compiled, compiled = gradients(sequence, x, "reversible")
+        counts.append(len(compilations))
+        assert torch.equal(y_compiled, y_plain)
+        assert worst_relative(compiled, plain) <= 1e-12
+    assert counts[0] > 0
+    assert counts[0] == counts[2]
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("memory", ["reversible", "stored", "checkpointed"])
+def test_without_gradient_a_sequence_compiles_in_one_graph(memory: str) -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(2).eval()
+    sequence.memory = memory  # type: ignore[assignment]
+    x = torch.randn(1, 4, 4, 4, 4)
+    whole = torch.compile(sequence, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x), sequence(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("memory", ["reversible", "checkpointed"])
+def test_a_sequence_is_exported_as_plain_additions(memory: str, *, strict: bool) -> None:
+    torch.manual_seed(0)
+    sequence = bottlenecks(2).eval()
+    sequence.memory = memory  # type: ignore[assignment]
+    x = torch.randn(1, 4, 4, 4, 4)
+    exported = torch.export.export(sequence, (x,), strict=strict)
+    torch.testing.assert_close(exported.module()(x), sequence(x))
+    additions = [n for n in exported.graph.nodes if n.target == torch.ops.aten.add.Tensor]
+    assert len(additions) == 4
 
 
 def test_in_inference_mode_nothing_is_saved() -> None:
@@ -303,6 +536,12 @@ def test_an_odd_number_of_channels_is_refused() -> None:
         bottlenecks(1)(torch.zeros(1, 5, 4, 4, 4))
 
 
+def test_an_unknown_kind_of_memory_is_refused_and_the_nearest_named() -> None:
+    block = AdditiveCoupling(nn.Identity(), nn.Identity())
+    with pytest.raises(ConfigError, match=r"nearest: reversible\), found 'reversable'"):
+        ReversibleSequence([block], memory="reversable")  # type: ignore[arg-type]
+
+
 def test_an_empty_sequence_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one block"):
         ReversibleSequence([])
@@ -330,8 +569,8 @@ def test_drift_above_the_tolerance_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"error of at most 1\.0e-12"):
         check_reconstruction(sequence, x, tolerance=1e-12)
     explosive = ReversibleSequence([AdditiveCoupling(Scaled(1e12), Scaled(1e12))])
-    with pytest.raises(ConfigError, match="set memory to stored"):
-        check_reconstruction(explosive, x)
+    with pytest.raises(ConfigError, match=r"explosive: .*set memory to checkpointed"):
+        check_reconstruction(explosive, x, where="explosive")
 
 
 class Scaled(nn.Module):
