@@ -32,8 +32,10 @@ from medseg.models.table import NETWORKS, build_network, build_settings
 from pipelines.tables import print_table
 
 SIZES = {"published": "base", "small": "small"}
-TOLERANCE = 0.1
-"""Largest mean deviation of bfloat16 logits, in standard deviations of the float32 ones."""
+TOLERANCE = 0.25
+"""Largest mean deviation of bfloat16 logits, in standard deviations of the float32 ones.
+
+The weights are random: the deviation is that of eight bits through all layers."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,13 @@ VARIANTS = (
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall-clock time of ``work`` after one run that is not counted."""
+    """Median wall-clock time of ``work`` after one run that is not counted.
+
+    Long work is repeated less often: no further run begins after ten seconds.
+    """
     work()
-    taken = []
-    for _ in range(repeats):
+    taken: list[float] = []
+    while not taken or (len(taken) < repeats and sum(taken) < 10):
         began = time.perf_counter()
         work()
         taken.append(time.perf_counter() - began)
@@ -182,7 +187,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)}; default all")
     parser.add_argument("--size", choices=SIZES, default="published")
     parser.add_argument("--extents", help="such as 48x96x96, instead of the published ones")
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs after the first")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs at most")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     unknown = set(arguments.networks) - set(NETWORKS)
