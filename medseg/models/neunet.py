@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medseg.models.network import Extents, SegmentationNetwork
 from medseg.ops.haar import haar_forward
-from medseg.ops.subpixel import depth_to_space
+from medseg.ops.subpixel import activate_and_shuffle
 
 __all__ = ["NEUNET_PRESETS", "NeUNet", "NeUNetSettings"]
 
@@ -315,7 +315,7 @@ class SubPixel(nn.Module):
     def forward(self, x_bcijk: Tensor) -> Tensor:
         """``(b, channels_in, i, j, k)`` to ``(b, channels_out, *grown)``."""
         hidden = self.widen(x_bcijk).tanh()
-        return depth_to_space(self.project(hidden).tanh(), self.factors)
+        return activate_and_shuffle(self.project(hidden), self.factors, "tanh")
 
 
 def _cumulative(strides: tuple[Triple, ...]) -> tuple[Extents, ...]:

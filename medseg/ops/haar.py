@@ -1,15 +1,35 @@
-"""One level of the orthonormal Haar wavelet along any set of axes."""
+"""One level of the orthonormal Haar wavelet along any set of axes.
+
+Both directions are registered operators, ``torch.ops.medseg.haar_forward`` and ``haar_inverse``;
+each is the other's derivative. They make one pass over memory, by Triton on a GPU and by numba on a
+CPU, and are plain torch where neither fits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg.errors import ShapeError
+from medseg.ops.kernels.blocks import Direction, block_output
+from medseg.ops.kernels.dispatch import Kernel, run, wants_plain
+from medseg.ops.kernels.layout import advise_huge_pages
 
-__all__ = ["haar_forward", "haar_inverse"]
+__all__ = ["Haar", "HaarInverse", "haar_forward", "haar_inverse"]
+
+_KERNELS = (
+    Kernel("haar (Triton)", "medseg.ops.kernels.triton_haar", "transform", device="cuda"),
+    Kernel(
+        "haar (numba)",
+        "medseg.ops.kernels.numba_blocks",
+        "transform",
+        device="cpu",
+        dtypes=frozenset({torch.float32, torch.float64}),
+    ),
+)
 
 
 def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
@@ -21,18 +41,20 @@ def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
         a = (even + odd)/sqrt(2) and d = (even - odd)/sqrt(2), which is PyWavelets' ``haar``.
 
     Args:
-        x_bcs: ``(b, c, *spatial)``; every extent in ``axes`` even.
+        x_bcs: ``(b, c, *spatial)``, floating; every extent in ``axes`` even. The batch may be
+            empty.
         axes: Spatial axes of ``x_bcs`` (2 is the first; negative ones count from the end). None at
             all is the identity.
 
     Returns:
         ``(b, 2**len(axes) * c, *spatial)`` with the transformed extents halved; the sum of squares
-        is that of ``x_bcs``.
+        is that of ``x_bcs``. Channels-last goes in, channels-last comes out.
 
     Raises:
-        ShapeError: If an axis is not spatial or named twice, or an extent in ``axes`` is odd.
+        ShapeError: If an axis is not spatial or named twice, an extent in ``axes`` is odd, or
+            ``x_bcs`` holds integers.
     """
-    dims = _spatial_axes(x_bcs, axes)
+    dims = _spatial_axes(x_bcs, axes, "haar_forward", "x_bcs")
     odd = [dim for dim in dims if x_bcs.shape[dim] % 2]
     if odd:
         raise ShapeError(
@@ -44,30 +66,28 @@ def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
         )
     if not dims:
         return x_bcs
-    # one scaling for all axes: for two axes the factor is exactly 1/2
-    bands: Tensor = x_bcs * 0.5 ** (len(dims) / 2)
-    for dim in reversed(dims):
-        even, odd_half = torch.unflatten(bands, dim, (-1, 2)).unbind(dim + 1)
-        bands = torch.cat((even + odd_half, even - odd_half), dim=1)
-    return bands
+    if wants_plain(x_bcs):
+        return _composed_forward(x_bcs, dims)
+    return cast(Tensor, _forward(x_bcs, dims))
 
 
 def haar_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
     """Undo :func:`haar_forward` with the same ``axes``.
 
     Args:
-        bands_bcs: ``(b, 2**len(axes) * c, *spatial)`` in the sub-band order of the forward
-            transform.
+        bands_bcs: ``(b, 2**len(axes) * c, *spatial)``, floating, in the sub-band order of the
+            forward transform. The batch may be empty.
         axes: As given to :func:`haar_forward`.
 
     Returns:
-        ``(b, c, *spatial)`` with the extents in ``axes`` doubled.
+        ``(b, c, *spatial)`` with the extents in ``axes`` doubled. Channels-last goes in,
+        channels-last comes out.
 
     Raises:
-        ShapeError: If an axis is not spatial or named twice, or the channels are no multiple of
-            ``2**len(axes)``.
+        ShapeError: If an axis is not spatial or named twice, the channels are no multiple of
+            ``2**len(axes)``, or ``bands_bcs`` holds integers.
     """
-    dims = _spatial_axes(bands_bcs, axes)
+    dims = _spatial_axes(bands_bcs, axes, "haar_inverse", "bands_bcs")
     if bands_bcs.shape[1] % 2 ** len(dims):
         raise ShapeError(
             "haar_inverse",
@@ -78,14 +98,126 @@ def haar_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
         )
     if not dims:
         return bands_bcs
-    x_bcs: Tensor = bands_bcs * 0.5 ** (len(dims) / 2)
-    for dim in dims:
+    if wants_plain(bands_bcs):
+        return _composed_inverse(bands_bcs, dims)
+    return cast(Tensor, _inverse(bands_bcs, dims))
+
+
+class Haar(nn.Module):
+    """:func:`haar_forward` as a module.
+
+    Args:
+        axes: Spatial axes of the input.
+    """
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+
+    def forward(self, x_bcs: Tensor) -> Tensor:
+        """``(b, c, *spatial)`` to ``(b, 2**len(axes) * c, *halved)``."""
+        return haar_forward(x_bcs, self.axes)
+
+    def extra_repr(self) -> str:
+        """The axes."""
+        return f"axes={self.axes}"
+
+
+class HaarInverse(nn.Module):
+    """:func:`haar_inverse` as a module.
+
+    Args:
+        axes: As given to :class:`Haar`.
+    """
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+
+    def forward(self, bands_bcs: Tensor) -> Tensor:
+        """``(b, 2**len(axes) * c, *spatial)`` to ``(b, c, *doubled)``."""
+        return haar_inverse(bands_bcs, self.axes)
+
+    def extra_repr(self) -> str:
+        """The axes."""
+        return f"axes={self.axes}"
+
+
+@torch.library.custom_op("medseg::haar_forward", mutates_args=())
+def _forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+    return run(_KERNELS, _passes, x_bcs, axes, "forward") if axes else x_bcs.clone()
+
+
+@torch.library.custom_op("medseg::haar_inverse", mutates_args=())
+def _inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+    return run(_KERNELS, _passes, bands_bcs, axes, "inverse") if axes else bands_bcs.clone()
+
+
+@_forward.register_fake
+def _(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+    return block_output(x_bcs, axes, "forward")
+
+
+@_inverse.register_fake
+def _(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+    return block_output(bands_bcs, axes, "inverse")
+
+
+def _keep_axes(ctx: Any, inputs: tuple[Tensor, Sequence[int]], output: Tensor) -> None:  # noqa: ANN401, ARG001
+    ctx.axes = list(inputs[1])
+
+
+def _forward_backward(ctx: Any, d_bands: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    return _inverse(d_bands, ctx.axes), None
+
+
+def _inverse_backward(ctx: Any, dx_bcs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    return _forward(dx_bcs, ctx.axes), None
+
+
+# the matrix is orthogonal: its transpose, which gradients need, is its inverse
+_forward.register_autograd(_forward_backward, setup_context=_keep_axes)
+_inverse.register_autograd(_inverse_backward, setup_context=_keep_axes)
+
+
+def _passes(x_bcs: Tensor, axes: Sequence[int], direction: Direction) -> Tensor:
+    """Plain torch: one pass per axis, each into memory of its own, then the scaling."""
+    y_bcs = x_bcs
+    for axis in reversed(axes) if direction == "forward" else axes:
+        x_bcs, y_bcs = y_bcs, advise_huge_pages(block_output(y_bcs, [axis], direction))
+        halves = torch.unflatten(x_bcs if direction == "inverse" else y_bcs, 1, (2, -1)).unbind(1)
+        pairs = _neighbours(x_bcs if direction == "forward" else y_bcs, axis)
+        sources, targets = (pairs, halves) if direction == "forward" else (halves, pairs)
+        torch.add(*sources, out=targets[0])
+        torch.sub(*sources, out=targets[1])
+    # one scaling for all axes: for two axes the factor is exactly 1/2
+    return y_bcs.mul_(0.5 ** (len(axes) / 2))
+
+
+def _composed_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+    """Of operations with derivatives of their own, all known to ONNX."""
+    bands: Tensor = x_bcs * 0.5 ** (len(axes) / 2)
+    for axis in reversed(axes):
+        even, odd = _neighbours(bands, axis)
+        bands = torch.cat((even + odd, even - odd), dim=1)
+    return bands
+
+
+def _composed_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+    x_bcs: Tensor = bands_bcs * 0.5 ** (len(axes) / 2)
+    for axis in axes:
         smooth, detail = x_bcs.chunk(2, dim=1)
-        x_bcs = torch.stack((smooth + detail, smooth - detail), dim=dim + 1).flatten(dim, dim + 1)
+        pairs = torch.stack((smooth + detail, smooth - detail), dim=axis + 1)
+        x_bcs = pairs.flatten(axis, axis + 1)
     return x_bcs
 
 
-def _spatial_axes(x_bcs: Tensor, axes: Sequence[int]) -> list[int]:
+def _neighbours(x_bcs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    even, odd = torch.unflatten(x_bcs, axis, (x_bcs.shape[axis] // 2, 2)).unbind(axis + 1)
+    return even, odd
+
+
+def _spatial_axes(x_bcs: Tensor, axes: Sequence[int], where: str, argument: str) -> list[int]:
     dims = [axis + x_bcs.ndim if axis < 0 else axis for axis in axes]
     if any(not 2 <= dim < x_bcs.ndim for dim in dims) or len(set(dims)) != len(dims):
         raise ShapeError(
@@ -94,5 +226,13 @@ def _spatial_axes(x_bcs: Tensor, axes: Sequence[int]) -> list[int]:
             found=str(tuple(axes)),
             remedy="axes 0 and 1 are batch and channel",
             code="haar-axes",
+        )
+    if not (x_bcs.is_floating_point() or x_bcs.is_complex()):
+        raise ShapeError(
+            f"{where}: {argument}",
+            expected="a floating tensor",
+            found=str(x_bcs.dtype),
+            remedy="call float() on it first; the sub-bands of integers are fractions",
+            code="haar-type",
         )
     return dims

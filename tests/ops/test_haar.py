@@ -1,17 +1,19 @@
 """Haar wavelet: laws, PyWavelets, and numbers worked on paper."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import pywt
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from medseg.errors import ShapeError
-from medseg.ops.haar import haar_forward, haar_inverse
+from medseg.ops.haar import Haar, HaarInverse, haar_forward, haar_inverse
+from medseg.ops.kernels.dispatch import forced
 
 SIZES = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 
@@ -26,24 +28,36 @@ def tensors_and_axes(draw: st.DrawFn) -> tuple[Tensor, list[int]]:
     return torch.randn(shape, generator=generator, dtype=torch.float64), axes
 
 
-@settings(max_examples=40, deadline=None)
-@given(tensors_and_axes())
-def test_the_inverse_gives_the_input_back(case: tuple[Tensor, list[int]]) -> None:
+@pytest.fixture(params=["fast", "torch"])
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    with forced(request.param):
+        yield
+
+
+# the path is one for all examples
+each_path = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@each_path
+@given(case=tensors_and_axes())
+def test_the_inverse_gives_the_input_back(path: None, case: tuple[Tensor, list[int]]) -> None:
     x, axes = case
     torch.testing.assert_close(haar_inverse(haar_forward(x, axes), axes), x, rtol=0, atol=1e-14)
 
 
-@settings(max_examples=40, deadline=None)
-@given(tensors_and_axes())
-def test_the_transform_keeps_the_sum_of_squares(case: tuple[Tensor, list[int]]) -> None:
+@each_path
+@given(case=tensors_and_axes())
+def test_the_transform_keeps_the_sum_of_squares(path: None, case: tuple[Tensor, list[int]]) -> None:
     x, axes = case
     assert haar_forward(x, axes).square().sum().item() == pytest.approx(x.square().sum().item())
 
 
-@settings(max_examples=40, deadline=None)
-@given(tensors_and_axes())
+@each_path
+@given(case=tensors_and_axes())
 def test_sub_bands_are_those_of_pywavelets_in_band_major_order(
-    case: tuple[Tensor, list[int]],
+    path: None, case: tuple[Tensor, list[int]]
 ) -> None:
     x, axes = case
     letters = [
@@ -125,9 +139,50 @@ def test_energies_of_a_sine_are_the_reference_ones(
         smooth = bands[:, :1]
 
 
-def test_gradients_are_those_of_an_orthonormal_map() -> None:
-    x = torch.randn(1, 1, 2, 4, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: haar_forward(t, (2, 3, 4)), (x,))
+@pytest.mark.parametrize("axes", [(2,), (4, 2), (2, 3, 4)])
+def test_first_and_second_derivatives_pass_the_numerical_check(
+    path: None, axes: tuple[int, ...]
+) -> None:
+    # squared, so that there is a second derivative
+    x = torch.randn(1, 1, 2, 2, 4, dtype=torch.float64, requires_grad=True)
+    bands = torch.randn(1, 8, 1, 2, 1, dtype=torch.float64, requires_grad=True)
+    for function, leaf in ((haar_forward, x), (haar_inverse, bands)):
+        assert torch.autograd.gradcheck(lambda t, f=function: f(t, axes), (leaf,))
+        assert torch.autograd.gradgradcheck(lambda t, f=function: f(t, axes).square(), (leaf,))
+
+
+def test_the_gradient_of_the_transform_is_the_inverse_of_the_gradient(path: None) -> None:
+    x = torch.randn(2, 3, 4, 6, 2, dtype=torch.float64, requires_grad=True)
+    d_bands = torch.randn(2, 24, 2, 3, 1, dtype=torch.float64)
+    (dx,) = torch.autograd.grad(haar_forward(x, (2, 3, 4)), x, d_bands)
+    assert torch.equal(dx, haar_inverse(d_bands, (2, 3, 4)))
+
+
+def test_modules_do_what_the_functions_do() -> None:
+    x = torch.randn(1, 2, 4, 6)
+    assert torch.equal(Haar((2, 3))(x), haar_forward(x, (2, 3)))
+    assert torch.equal(HaarInverse([3])(x), haar_inverse(x, (3,)))
+    assert repr(Haar([2])) == "Haar(axes=(2,))"
+    assert repr(HaarInverse([2])) == "HaarInverse(axes=(2,))"
+
+
+def test_no_axes_leave_the_tensor_as_it_is() -> None:
+    x = torch.randn(1, 2, 3)
+    assert haar_forward(x, ()) is x
+    assert haar_inverse(x, ()) is x
+    assert torch.equal(torch.ops.medseg.haar_forward(x, []), x)
+    assert torch.equal(torch.ops.medseg.haar_inverse(x, []), x)
+
+
+def test_an_empty_batch_stays_empty(path: None) -> None:
+    assert haar_forward(torch.zeros(0, 2, 4, 6), (2, 3)).shape == (0, 8, 2, 3)
+    assert haar_inverse(torch.zeros(0, 8, 2, 3), (2, 3)).shape == (0, 2, 4, 6)
+
+
+@pytest.mark.parametrize("function", [haar_forward, haar_inverse])
+def test_integers_are_refused_with_the_way_out(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ShapeError, match=r"a floating tensor, found torch.int64; call float\(\)"):
+        function(torch.zeros(1, 4, 4, 4, dtype=torch.int64), (2, 3))
 
 
 def test_an_odd_extent_is_refused_with_the_size_to_pad_to() -> None:
