@@ -8,7 +8,7 @@ CPU, and are plain torch where neither fits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,8 @@ def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
         return x_bcs
     if wants_plain(x_bcs):
         return _composed_forward(x_bcs, dims)
-    return cast(Tensor, _forward(x_bcs, dims))
+    bands_bcs: Tensor = torch.ops.medseg.haar_forward(x_bcs, dims)
+    return bands_bcs
 
 
 def haar_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
@@ -100,7 +101,8 @@ def haar_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
         return bands_bcs
     if wants_plain(bands_bcs):
         return _composed_inverse(bands_bcs, dims)
-    return cast(Tensor, _inverse(bands_bcs, dims))
+    x_bcs: Tensor = torch.ops.medseg.haar_inverse(bands_bcs, dims)
+    return x_bcs
 
 
 class Haar(nn.Module):
@@ -143,41 +145,54 @@ class HaarInverse(nn.Module):
         return f"axes={self.axes}"
 
 
-@torch.library.custom_op("medseg::haar_forward", mutates_args=())
+# torch.library.custom_op would import the compiler at the first call: a second for nothing
+torch.library.define(
+    "medseg::haar_forward",
+    "(Tensor x_bcs, SymInt[] axes) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "medseg::haar_inverse",
+    "(Tensor bands_bcs, SymInt[] axes) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("medseg::haar_forward", "default")
 def _forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
     return run(_KERNELS, _passes, x_bcs, axes, "forward") if axes else x_bcs.clone()
 
 
-@torch.library.custom_op("medseg::haar_inverse", mutates_args=())
+@torch.library.impl("medseg::haar_inverse", "default")
 def _inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
     return run(_KERNELS, _passes, bands_bcs, axes, "inverse") if axes else bands_bcs.clone()
 
 
-@_forward.register_fake
+@torch.library.register_fake("medseg::haar_forward")  # type: ignore[untyped-decorator]
 def _(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
     return block_output(x_bcs, axes, "forward")
 
 
-@_inverse.register_fake
+@torch.library.register_fake("medseg::haar_inverse")  # type: ignore[untyped-decorator]
 def _(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
     return block_output(bands_bcs, axes, "inverse")
 
 
 def _keep_axes(ctx: Any, inputs: tuple[Tensor, Sequence[int]], output: Tensor) -> None:  # noqa: ANN401, ARG001
-    ctx.axes = list(inputs[1])
-
-
-def _forward_backward(ctx: Any, d_bands: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-    return _inverse(d_bands, ctx.axes), None
-
-
-def _inverse_backward(ctx: Any, dx_bcs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-    return _forward(dx_bcs, ctx.axes), None
+    ctx.axes = inputs[1]
 
 
 # the matrix is orthogonal: its transpose, which gradients need, is its inverse
-_forward.register_autograd(_forward_backward, setup_context=_keep_axes)
-_inverse.register_autograd(_inverse_backward, setup_context=_keep_axes)
+def _forward_backward(ctx: Any, d_bands: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    return torch.ops.medseg.haar_inverse(d_bands, ctx.axes), None
+
+
+def _inverse_backward(ctx: Any, dx_bcs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    return torch.ops.medseg.haar_forward(dx_bcs, ctx.axes), None
+
+
+torch.library.register_autograd("medseg::haar_forward", _forward_backward, setup_context=_keep_axes)
+torch.library.register_autograd("medseg::haar_inverse", _inverse_backward, setup_context=_keep_axes)
 
 
 def _passes(x_bcs: Tensor, axes: Sequence[int], direction: Direction) -> Tensor:

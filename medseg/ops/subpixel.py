@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,8 @@ def depth_to_space(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
         return x_bcs
     if wants_plain(x_bcs):
         return _grown(x_bcs, factors)
-    return cast(Tensor, _depth_to_space(x_bcs, list(factors)))
+    y_bcs: Tensor = torch.ops.medseg.depth_to_space(x_bcs, factors)
+    return y_bcs
 
 
 def space_to_depth(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
@@ -111,7 +112,8 @@ def space_to_depth(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
         return x_bcs
     if wants_plain(x_bcs):
         return _deepened(x_bcs, factors)
-    return cast(Tensor, _space_to_depth(x_bcs, list(factors)))
+    y_bcs: Tensor = torch.ops.medseg.space_to_depth(x_bcs, factors)
+    return y_bcs
 
 
 def activate_and_shuffle(
@@ -154,7 +156,8 @@ def activate_and_shuffle(
         return _activated(x_bcs, activation, slope)
     if wants_plain(x_bcs):
         return _grown(_activated(x_bcs, activation, slope), factors)
-    return cast(Tensor, _fused(x_bcs, list(factors), activation, slope))
+    y_bcs: Tensor = torch.ops.medseg.activate_and_shuffle(x_bcs, factors, activation, slope)
+    return y_bcs
 
 
 class DepthToSpace(nn.Module):
@@ -306,44 +309,67 @@ def icnr_(conv: nn.Conv2d | nn.Conv3d, block: int) -> None:
             weights.copy_(weights[::block].repeat_interleave(block, dim=0))
 
 
-@torch.library.custom_op("medseg::depth_to_space", mutates_args=())
+# torch.library.custom_op would import the compiler at the first call: a second for nothing
+torch.library.define(
+    "medseg::depth_to_space",
+    "(Tensor x_bcs, SymInt[] factors) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "medseg::space_to_depth",
+    "(Tensor x_bcs, SymInt[] factors) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "medseg::activate_and_shuffle",
+    "(Tensor x_bcs, SymInt[] factors, str activation, float slope) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "medseg::activate_and_shuffle_backward",
+    "(Tensor dy_bcs, Tensor y_bcs, SymInt[] factors, str activation, float slope) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("medseg::depth_to_space", "default")
 def _depth_to_space(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
     return run(_kernels(factors), _shuffled, x_bcs, factors, "inverse")
 
 
-@torch.library.custom_op("medseg::space_to_depth", mutates_args=())
+@torch.library.impl("medseg::space_to_depth", "default")
 def _space_to_depth(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
     return run(_kernels(factors), _shuffled, x_bcs, factors, "forward")
 
 
-@torch.library.custom_op("medseg::activate_and_shuffle", mutates_args=())
+@torch.library.impl("medseg::activate_and_shuffle", "default")
 def _fused(x_bcs: Tensor, factors: Sequence[int], activation: str, slope: float) -> Tensor:
     return run(_FUSED, _shuffled_then_activated, x_bcs, factors, activation, slope)
 
 
-@torch.library.custom_op("medseg::activate_and_shuffle_backward", mutates_args=())
+@torch.library.impl("medseg::activate_and_shuffle_backward", "default")
 def _fused_backward(
     dy_bcs: Tensor, y_bcs: Tensor, factors: Sequence[int], activation: str, slope: float
 ) -> Tensor:
     return run(_FUSED_BACKWARD, _plain_backward, dy_bcs, y_bcs, factors, activation, slope)
 
 
-@_depth_to_space.register_fake
+@torch.library.register_fake("medseg::depth_to_space")  # type: ignore[untyped-decorator]
 def _(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
     return shuffle_output(x_bcs, factors, "inverse")
 
 
-@_space_to_depth.register_fake
+@torch.library.register_fake("medseg::space_to_depth")  # type: ignore[untyped-decorator]
 def _(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
     return shuffle_output(x_bcs, factors, "forward")
 
 
-@_fused.register_fake
+@torch.library.register_fake("medseg::activate_and_shuffle")  # type: ignore[untyped-decorator]
 def _(x_bcs: Tensor, factors: Sequence[int], activation: str, slope: float) -> Tensor:  # noqa: ARG001
     return shuffle_output(x_bcs, factors, "inverse")
 
 
-@_fused_backward.register_fake
+@torch.library.register_fake("medseg::activate_and_shuffle_backward")  # type: ignore[untyped-decorator]
 def _(
     dy_bcs: Tensor,  # noqa: ARG001
     y_bcs: Tensor,
@@ -356,44 +382,53 @@ def _(
 
 
 def _keep_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG001
-    ctx.factors = list(inputs[1])
+    ctx.factors = inputs[1]
 
 
 def _depth_to_space_backward(ctx: Any, dy_bcs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-    return _space_to_depth(dy_bcs, ctx.factors), None
+    return torch.ops.medseg.space_to_depth(dy_bcs, ctx.factors), None
 
 
 def _space_to_depth_backward(ctx: Any, dy_bcs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-    return _depth_to_space(dy_bcs, ctx.factors), None
+    return torch.ops.medseg.depth_to_space(dy_bcs, ctx.factors), None
 
 
 def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     ctx.save_for_backward(output)
-    ctx.rest = (list(inputs[1]), *inputs[2:])
+    ctx.rest = inputs[1:]
 
 
 def _fused_derivative(ctx: Any, dy_bcs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     (y_bcs,) = ctx.saved_tensors
-    return _fused_backward(dy_bcs, y_bcs, *ctx.rest), None, None, None
+    dx_bcs = torch.ops.medseg.activate_and_shuffle_backward(dy_bcs, y_bcs, *ctx.rest)
+    return dx_bcs, None, None, None
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG001
     ctx.save_for_backward(*inputs[:2])
-    ctx.rest = (list(inputs[2]), *inputs[3:])
+    ctx.rest = inputs[2:]
 
 
 def _second_derivative(ctx: Any, ddx_bcs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     dy_bcs, y_bcs = ctx.saved_tensors
     factors, activation, slope = ctx.rest
-    direction = _depth_to_space(ddx_bcs, factors)
+    direction = torch.ops.medseg.depth_to_space(ddx_bcs, factors)
     of_y = -2 * y_bcs * dy_bcs * direction if activation == "tanh" else None
     return direction * _slope_of(y_bcs, activation, slope), of_y, None, None, None
 
 
-_depth_to_space.register_autograd(_depth_to_space_backward, setup_context=_keep_factors)
-_space_to_depth.register_autograd(_space_to_depth_backward, setup_context=_keep_factors)
-_fused.register_autograd(_fused_derivative, setup_context=_keep_output)
-_fused_backward.register_autograd(_second_derivative, setup_context=_keep_inputs)
+torch.library.register_autograd(
+    "medseg::depth_to_space", _depth_to_space_backward, setup_context=_keep_factors
+)
+torch.library.register_autograd(
+    "medseg::space_to_depth", _space_to_depth_backward, setup_context=_keep_factors
+)
+torch.library.register_autograd(
+    "medseg::activate_and_shuffle", _fused_derivative, setup_context=_keep_output
+)
+torch.library.register_autograd(
+    "medseg::activate_and_shuffle_backward", _second_derivative, setup_context=_keep_inputs
+)
 
 
 def _kernels(factors: Sequence[int]) -> tuple[Kernel, ...]:

@@ -150,6 +150,19 @@ def test_an_error_in_one_slab_is_told_after_the_other_has_ended(
     assert len(ended) == 1
 
 
+def test_a_job_inside_a_job_does_not_wait_for_helpers_that_are_busy(two_threads: None) -> None:
+    found: list[tuple[int, int]] = []
+    meeting = Barrier(2, timeout=30)
+
+    def work(first: int, last: int) -> None:
+        # both threads are at work now: nobody is left to help with what follows
+        meeting.wait()
+        in_slabs(lambda *inner: found.append(inner), 3, 1 << 20)
+
+    in_slabs(work, 2, 1 << 20)
+    assert sorted(found) == [(0, 1), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3)]
+
+
 def test_many_threads_may_transform_at_once(two_threads: None) -> None:
     x = torch.randn(8, 1, 64, 64, 64)
     with ThreadPoolExecutor(4) as pool:

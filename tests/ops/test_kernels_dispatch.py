@@ -141,6 +141,26 @@ def test_neither_numba_nor_triton_is_imported_before_the_first_use() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "medseg.ops.haar.haar_forward(x, (2, 3))",
+        "medseg.ops.haar.haar_inverse(x, (2, 3)).sum().backward()",
+        "medseg.ops.subpixel.depth_to_space(x, (2, 2))",
+        "medseg.ops.subpixel.space_to_depth(x, (2, 2)).sum().backward()",
+        "medseg.ops.subpixel.activate_and_shuffle(x, (2, 2)).sum().backward()",
+    ],
+)
+def test_the_first_call_on_a_cpu_imports_neither_compiler_nor_triton(call: str) -> None:
+    code = (
+        "import sys, torch, medseg.ops.haar, medseg.ops.subpixel\n"
+        "x = torch.ones(1, 4, 2, 2, requires_grad=True)\n"
+        f"{call}\n"
+        "assert not {'torch._dynamo', 'triton', 'sympy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
 def test_the_haar_kernel_is_used_and_not_given_up() -> None:
     with forced("fast"):
         haar_forward(torch.ones(1, 1, 2, 2), (2, 3))

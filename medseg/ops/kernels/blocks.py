@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -71,13 +72,32 @@ def block_plan(
             channels before the sub-bands, as by the shuffle.
     """
     samples, bands = (x_bcs, y_bcs) if direction == "forward" else (y_bcs, x_bcs)
-    n, channels, step = len(axes), samples.shape[1], bands.stride(1)
-    of_samples = [stride * (1 + (axis in axes)) for axis, stride in enumerate(samples.stride())]
-    of_bands = [bands.stride(0), step if bands_first else step << n, *bands.stride()[2:]]
+    return _planned(
+        (samples.shape[0], samples.shape[1], *bands.shape[2:]),
+        samples.stride(),
+        bands.stride(),
+        tuple(axes),
+        direction,
+        bands_first,
+    )
+
+
+# a network asks for the same few plans over and over
+@lru_cache(maxsize=1024)
+def _planned(
+    extents: tuple[int, ...],
+    sample_strides: tuple[int, ...],
+    band_strides: tuple[int, ...],
+    axes: tuple[int, ...],
+    direction: Direction,
+    bands_first: bool,
+) -> BlockPlan:
+    n, channels, step = len(axes), extents[1], band_strides[1]
+    of_samples = [stride * (1 + (axis in axes)) for axis, stride in enumerate(sample_strides)]
+    of_bands = [band_strides[0], step if bands_first else step << n, *band_strides[2:]]
     unit = step * channels if bands_first else step
-    sample_bits = tuple(samples.stride(axis) for axis in axes)
+    sample_bits = tuple(sample_strides[axis] for axis in axes)
     band_bits = tuple(unit << (n - 1 - place) for place in range(n))
-    extents = [samples.shape[0], channels, *bands.shape[2:]]
     counts, sample_steps, band_steps = merged(extents, of_samples, of_bands)
     if direction == "forward":
         return BlockPlan(counts, sample_steps, band_steps, sample_bits, band_bits)

@@ -101,7 +101,9 @@ def run(
         if not kernel.takes(x) or kernel.name in _given_up:
             continue
         try:
-            fast = cast(Callable[Concatenate[Tensor, P], Tensor], _loaded(kernel))
+            fast = cast(
+                Callable[Concatenate[Tensor, P], Tensor], _loaded(kernel.module, kernel.function)
+            )
             return fast(x, *args, **kwargs)
         except torch.OutOfMemoryError:
             raise
@@ -160,10 +162,8 @@ def wants_plain(x: Tensor) -> bool:
 
 
 @cache
-def _loaded(kernel: Kernel) -> Callable[..., Tensor]:
-    return cast(
-        Callable[..., Tensor], getattr(importlib.import_module(kernel.module), kernel.function)
-    )
+def _loaded(module: str, function: str) -> Callable[..., Tensor]:
+    return cast(Callable[..., Tensor], getattr(importlib.import_module(module), function))
 
 
 def _give_up(kernel: Kernel, problem: Exception) -> None:

@@ -8,6 +8,8 @@ back to single numbers. Compiled on first use, and kept on disk for the next pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numba
@@ -63,7 +65,19 @@ def shuffle(x_bcs: Tensor, factors: Sequence[int], direction: Direction) -> Tens
     return y_bcs
 
 
-def _follow(plan: BlockPlan, x_bcs: Tensor, y_bcs: Tensor, *, mixes: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A plan as :func:`_rows` takes it; the axes of the grid padded to a fixed number."""
+
+    steps: tuple[tuple[int, ...], tuple[int, ...]]
+    bits: tuple[tuple[int, ...], tuple[int, ...]]
+    counts: tuple[int, ...]
+    length: int
+    kind: int
+
+
+@lru_cache(maxsize=1024)
+def _walk(plan: BlockPlan) -> _Walk:
     *outer, length = plan.extents
     *outer_in, step_in = plan.steps_in
     *outer_out, step_out = plan.steps_out
@@ -80,27 +94,26 @@ def _follow(plan: BlockPlan, x_bcs: Tensor, y_bcs: Tensor, *, mixes: bool) -> No
         place = (bits_in if kind == _PAIRS_READ else bits_out).index(1)
         bits_in = (*bits_in[:place], *bits_in[place + 1 :], bits_in[place])
         bits_out = (*bits_out[:place], *bits_out[place + 1 :], bits_out[place])
-    scale = 0.5 ** (len(bits_in) / 2)
+    return _Walk(
+        steps=((*_padded(outer_in, 0), step_in), (*_padded(outer_out, 0), step_out)),
+        bits=(bits_in, bits_out),
+        counts=_padded(outer, 1),
+        length=length,
+        kind=kind,
+    )
+
+
+def _follow(plan: BlockPlan, x_bcs: Tensor, y_bcs: Tensor, *, mixes: bool) -> None:
+    walk = _walk(plan)
+    steps, bits, counts, length, kind = walk.steps, walk.bits, walk.counts, walk.length, walk.kind
+    scale = 0.5 ** (len(plan.bits_in) / 2)
     number = np.float32(scale) if x_bcs.dtype == torch.float32 else np.float64(scale)
-    counts = _padded(outer, 1)
-    steps_in, steps_out = (*_padded(outer_in, 0), step_in), (*_padded(outer_out, 0), step_out)
-    source, target = x_bcs.data_ptr(), y_bcs.data_ptr()
+    memory = x_bcs.data_ptr(), y_bcs.data_ptr()
     # told by its type, so that either way is compiled by itself
     mixing = True if mixes else None
 
     def slab(first: int, last: int) -> None:
-        _rows(
-            (source, target),
-            (steps_in, steps_out),
-            (bits_in, bits_out),
-            counts,
-            length,
-            number,
-            mixing,
-            kind,
-            first,
-            last,
-        )
+        _rows(memory, steps, bits, counts, length, number, mixing, kind, first, last)
 
     in_slabs(slab, counts[0] * counts[1] * counts[2], x_bcs.numel())
 

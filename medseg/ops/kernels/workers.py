@@ -1,4 +1,4 @@
-"""A small pool of threads for kernels that release the interpreter lock."""
+"""Threads for kernels that release the interpreter lock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
@@ -15,7 +15,8 @@ __all__ = ["in_slabs"]
 _MIN_WORK = 1 << 16
 _SLABS_PER_THREAD = 4
 
-_pools: dict[int, ThreadPoolExecutor] = {}
+_jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+_helpers = 0
 _lock = threading.Lock()
 
 
@@ -36,34 +37,68 @@ def in_slabs(work: Callable[[int, int], object], count: int, size: int) -> None:
         return
     slabs = min(count, _SLABS_PER_THREAD * threads)
     turns = itertools.count()
+    tickets = [None] * (threads - 1)
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def take_turns() -> None:
-        # next() of a counter is one step under the interpreter lock
+        # next() of a counter is one step under the interpreter lock, as is pop() of a list
         while (turn := next(turns)) < slabs:
             work(count * turn // slabs, count * (turn + 1) // slabs)
 
-    others = [_pool(threads - 1).submit(take_turns) for _ in range(threads - 1)]
+    def helps() -> None:
+        try:
+            tickets.pop()
+        except IndexError:
+            # too late: the job is done
+            return
+        try:
+            take_turns()
+        except BaseException as problem:
+            ended.put(problem)
+        else:
+            ended.put(None)
+
+    # a future per helper costs more than the queue itself
+    _start_helpers(threads - 1)
+    for _ in range(threads - 1):
+        _jobs.put(helps)
     try:
         take_turns()
     finally:
         # memory must outlive every slab, also after an error; who has not begun need not
-        for other in others:
-            if not other.cancel():
-                other.result()
+        waiting = threads - 1
+        while tickets:
+            try:
+                tickets.pop()
+            except IndexError:
+                break
+            waiting -= 1
+        problems = [ended.get() for _ in range(waiting)]
+    for problem in problems:
+        if problem is not None:
+            raise problem
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _start_helpers(count: int) -> None:
+    global _helpers  # noqa: PLW0603 - they live as long as the process
+    if _helpers >= count:
+        return
     with _lock:
-        if threads not in _pools:
-            _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="medseg-kernel")
-        return _pools[threads]
+        while _helpers < count:
+            name = f"medseg-kernel-{_helpers}"
+            threading.Thread(target=_help, args=(_jobs,), name=name, daemon=True).start()
+            _helpers += 1
 
 
-def _forget_pools() -> None:
-    global _lock  # noqa: PLW0603 - a fork copies it as it is, perhaps locked
-    _lock = threading.Lock()
-    _pools.clear()
+def _help(jobs: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        jobs.get()()
 
 
-# threads do not survive a fork, and a pool without its threads would wait for ever
-os.register_at_fork(after_in_child=_forget_pools)
+def _forget_helpers() -> None:
+    global _jobs, _helpers, _lock
+    _jobs, _helpers, _lock = SimpleQueue(), 0, threading.Lock()
+
+
+# threads do not survive a fork, and a job for threads that are gone would wait for ever
+os.register_at_fork(after_in_child=_forget_helpers)
