@@ -88,7 +88,10 @@ class NetworkPage:
             ["input", f"{_times(self.shape)} (batch, channels, extents){source}"],
             ["output", f"{self.out_channels} channels of logits at the input's extents"],
             ["weights", f"{cost.weights:,} ({_mebibytes(cost.weights_bytes)} in float32)"],
-            ["multiply-adds", f"{cost.macs / 1e9:.3f} G per prediction"],
+            [
+                "multiply-adds",
+                f"{cost.macs / 1e9:.3f} G per prediction, of convolutions and matrix products",
+            ],
             ["memory to predict", f"{_mebibytes(cost.prediction_bytes)} in float32"],
             ["memory to train", f"{_mebibytes(cost.training_bytes)} in float32 with AdamW"],
             ["", "memory: tensors alive at the peak; work spaces of libraries come on top"],
@@ -110,6 +113,8 @@ def network_page(
         ConfigError: If the network or preset is unknown, or the extents cannot be read or are not
             legal for the network.
     """
+    if name.lower() in NETWORKS:
+        name = name.lower()
     if name not in NETWORKS:
         raise ConfigError(
             f"model {name!r}",
@@ -156,7 +161,7 @@ def _extents(text: str, rank: int) -> tuple[int, ...]:
             "--extents",
             expected=f"{rank} numbers, such as {'x'.join(['128'] * rank)}",
             found=repr(text),
-            remedy="write them with x between",
+            remedy=f"give {rank} of them with x between; the network is {rank}D",
             code="usage",
         )
     return tuple(int(part) for part in parts)

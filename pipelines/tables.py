@@ -42,6 +42,16 @@ def print_card(card: ModelCard) -> None:
         ],
         ["input", f"axes {inputs.orientation}, spacing {spacing}, window {inputs.window_ijk}"],
     ]
+    slices = card.network.slices
+    if slices is not None:
+        extents = "as they are" if slices.extents is None else f"resampled to {slices.extents}"
+        rows.append(
+            [
+                "slices",
+                f"across {slices.axis}, {slices.neighbours} neighbours on either side, {extents}, "
+                f"{slices.batch} at a time",
+            ]
+        )
     for label in card.scheme().labels:
         concept = label.concept
         coded = f"{concept.scheme} {concept.value} {concept.meaning}" if concept else "no code"

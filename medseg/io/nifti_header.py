@@ -53,6 +53,7 @@ GEOMETRY_FIELDS = (
 _CLASSES = {1: nibabel.Nifti1Header, 2: nibabel.Nifti2Header}
 _SINGLE_MAGIC = {1: b"n+1\x00", 2: b"n+2\x00\r\n\x1a\n"}
 _FORMS_DIFFER_MM = 0.1
+_SIZES_DIFFER = 0.01
 _LARGEST_NIFTI1_EXTENT = 32767
 
 
@@ -150,7 +151,8 @@ def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]
     if sform is not None:
         grid, notes = checked_grid(str(path), header.shape_ijk, sform)
         stated = f"geometry from the sform (code {int(header.fields['sform_code'])})"
-        return grid, (stated, *_qform_notes(grid, qform, problem), *notes)
+        stated_otherwise = _pixdim_notes(grid, header)
+        return grid, (stated, *stated_otherwise, *_qform_notes(grid, qform, problem), *notes)
     if problem:
         raise GeometryError(
             str(path),
@@ -304,6 +306,23 @@ def _qform(header: NiftiHeader) -> tuple[FloatArray | None, str]:
     if not np.isfinite(affine).all():
         return None, "a qform with NaN or infinity"
     return affine, ""
+
+
+def _pixdim_notes(grid: Grid, header: NiftiHeader) -> tuple[str, ...]:
+    # files exist whose sform says 1 mm everywhere, because a converter lost the voxel size there
+    pixdim_mm = [abs(float(size)) for size in header.fields["pixdim"][1:4]]
+    if min(pixdim_mm) == 0 or all(
+        abs(size - step) <= _SIZES_DIFFER * step
+        for size, step in zip(pixdim_mm, grid.spacing_mm, strict=True)
+    ):
+        return ()
+    sizes, steps = (
+        " x ".join(f"{one:g}" for one in numbers) for numbers in (pixdim_mm, grid.spacing_mm)
+    )
+    return (
+        f"the voxel size in pixdim ({sizes} mm) is not that of the sform ({steps} mm), which was "
+        "taken: spacing and volumes are wrong if the sform is",
+    )
 
 
 def _qform_notes(grid: Grid, qform: FloatArray | None, problem: str) -> tuple[str, ...]:

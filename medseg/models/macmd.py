@@ -148,7 +148,7 @@ class MACMD(SegmentationNetwork):
 
         Files, names and errors: see :func:`~medseg.models.timm_encoder.load_timm_weights`.
         """
-        load_timm_weights(self.encoder, source)
+        load_timm_weights(self.encoder, "timm" if source == "timm" else Path(source))
 
     def forward(self, x_bchw: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits on the lattice of the image, or of all heads (see the class).

@@ -177,7 +177,19 @@ class SegmentationNetwork(nn.Module, ABC):
                     remedy="move the image or the network with to()",
                     code="network-device",
                 )
+            if weight.dtype != x_bcs.dtype and not _autocasts(x_bcs.device.type):
+                raise ShapeError(
+                    where,
+                    expected=f"an image of {weight.dtype}, as the weights are",
+                    found=str(x_bcs.dtype),
+                    remedy="convert one of them with to(), or use torch.autocast",
+                    code="network-dtype",
+                )
             break
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def arrange_weights(network: nn.Module, *, channels_last: bool) -> None:

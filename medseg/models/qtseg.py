@@ -167,7 +167,7 @@ class QTSeg(SegmentationNetwork):
                 remedy="give the path of a file, or begin with random weights",
                 code="weights-unlisted",
             )
-        load_yolo_weights(self.encoder, source)
+        load_yolo_weights(self.encoder, Path(source))
 
     def freeze_encoder(self) -> None:
         """Take the encoder's weights out of training, as the published recipe does at first.

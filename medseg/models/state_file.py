@@ -28,7 +28,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FormatError: If the file is missing, of another kind, damaged, or holds anything but
-            tensors. The message names the file without its folder.
+            finite tensors. The message names the file without its folder.
     """
     where = f"weights {path.name}"
     readers = {
@@ -76,6 +76,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise _no_state(where, f"{type(tensor).__name__} at {name!r}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise FormatError(
+                where,
+                expected="finite numbers",
+                found=f"NaN or infinity in {name}",
+                remedy="use weights of a training that did not diverge",
+                code="weights-not-finite",
+            )
     return dict(content)
 
 

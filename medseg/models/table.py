@@ -201,7 +201,7 @@ def build_settings(name: str, mapping: Mapping[str, Any]) -> BaseModel:
         raise ConfigError(
             f"{where}, {key}" if key else where,
             expected=_lower(first["msg"]),
-            found=repr(first["input"]) if key and first["type"] != "missing" else "otherwise",
+            found=_found(first) if key else str(given),
             remedy=f"correct it or start from a preset: {', '.join(entry.presets)}",
             code="network-value",
         ) from error
@@ -280,6 +280,10 @@ def _entry(name: str) -> NetworkEntry:
             code="network-name",
         )
     return NETWORKS[name]
+
+
+def _found(problem: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
+    return "nothing" if problem["type"] == "missing" else repr(problem["input"])
 
 
 def _lower(message: str) -> str:

@@ -233,6 +233,8 @@ def _neighbours(x_bcs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _spatial_axes(x_bcs: Tensor, axes: Sequence[int], where: str, argument: str) -> list[int]:
+    if isinstance(axes, int):
+        axes = (axes,)
     dims = [axis + x_bcs.ndim if axis < 0 else axis for axis in axes]
     if any(not 2 <= dim < x_bcs.ndim for dim in dims) or len(set(dims)) != len(dims):
         raise ShapeError(

@@ -438,6 +438,14 @@ def _stream(x_bcs: Tensor) -> Tensor:
             remedy="choose even widths",
             code="reversible-odd",
         )
+    if not x_bcs.is_floating_point():
+        raise ShapeError(
+            "reversible sequence",
+            expected="a floating tensor",
+            found=str(x_bcs.dtype),
+            remedy="call float() on it first",
+            code="reversible-type",
+        )
     return x_bcs.float() if x_bcs.dtype in (torch.float16, torch.bfloat16) else x_bcs
 
 

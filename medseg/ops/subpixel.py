@@ -214,8 +214,8 @@ class SubPixelConv(nn.Module):
         icnr: Whether the weights start as in :func:`icnr_`, which avoids a checkerboard.
 
     Raises:
-        ConfigError: If the rank is not 2 or 3, a factor not positive, the kernel even or not
-            positive, or the activation unknown.
+        ConfigError: If there are no channels, the rank is not 2 or 3, a factor not positive, the
+            kernel even or not positive, or the activation unknown.
     """
 
     def __init__(
@@ -231,6 +231,14 @@ class SubPixelConv(nn.Module):
     ) -> None:
         super().__init__()
         convolutions: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+        if channels_in < 1 or channels_out < 1:
+            raise ConfigError(
+                "SubPixelConv channels",
+                expected="one or more in and out",
+                found=f"{channels_in} and {channels_out}",
+                remedy="give both",
+                code="subpixel-channels",
+            )
         if len(factors) not in convolutions or any(factor < 1 for factor in factors):
             raise ConfigError(
                 "SubPixelConv factors",
@@ -261,8 +269,26 @@ class SubPixelConv(nn.Module):
         """``(b, channels_in, *spatial)`` to ``(b, channels_out, *spatial * factors)``.
 
         Raises:
-            ShapeError: If ``x_bcs`` is on another device than the weights.
+            ShapeError: If ``x_bcs`` has another rank or number of channels, holds integers, or is
+                on another device than the weights.
         """
+        rank, channels = len(self.factors), self.project.in_channels
+        if x_bcs.ndim != rank + 2 or x_bcs.shape[1] != channels:
+            raise ShapeError(
+                "SubPixelConv: x_bcs",
+                expected=f"{channels} channels on {rank} spatial axes",
+                found=f"shape {tuple(x_bcs.shape)}",
+                remedy="hand in (batch, channel, *spatial) as the layer was built for",
+                code="subpixel-channels",
+            )
+        if not x_bcs.is_floating_point():
+            raise ShapeError(
+                "SubPixelConv: x_bcs",
+                expected="a floating tensor",
+                found=str(x_bcs.dtype),
+                remedy="call float() on it first",
+                code="subpixel-type",
+            )
         if x_bcs.device != self.project.weight.device:
             raise ShapeError(
                 "SubPixelConv: x_bcs",
@@ -538,11 +564,12 @@ def _check_activation(activation: str, negative_slope: float) -> None:
 
 
 def _block(x_bcs: Tensor, factors: Sequence[int], where: str) -> int:
-    if len(factors) != x_bcs.ndim - 2 or any(factor < 1 for factor in factors):
+    whole = isinstance(factors, Sequence) and all(isinstance(factor, int) for factor in factors)
+    if not whole or len(factors) != x_bcs.ndim - 2 or any(factor < 1 for factor in factors):
         raise ShapeError(
-            where,
-            expected=f"{x_bcs.ndim - 2} positive factors, one per spatial axis",
-            found=str(tuple(factors)),
+            f"{where}: factors",
+            expected=f"{x_bcs.ndim - 2} positive integers, one per spatial axis",
+            found=str(factors),
             remedy="use 1 for an axis that keeps its extent",
             code="subpixel-factors",
         )

@@ -552,6 +552,8 @@ def _spatial_dims(where: str, x_bcs: Tensor, axes: Sequence[int] | None) -> list
         )
     if axes is None:
         axes = range(2, x_bcs.ndim)
+    if isinstance(axes, int):
+        axes = (axes,)
     dims = [axis + x_bcs.ndim if axis < 0 else axis for axis in axes]
     if any(not 2 <= dim < x_bcs.ndim for dim in dims) or len(set(dims)) != len(dims):
         raise ShapeError(
@@ -618,10 +620,10 @@ def _checked_extents(
 
 
 def _check_level(level: int) -> None:
-    if level < 1:
+    if not isinstance(level, int) or level < 1:
         raise ConfigError(
             "level",
-            expected="1 or more",
+            expected="1 or more, a whole number",
             found=str(level),
             remedy="leave it out for the deepest possible",
             code="wavelet-level",

@@ -752,3 +752,25 @@ def test_a_small_rotation_is_written_as_exactly_as_a_large_one(tmp_path):
         data = np.zeros((1, *grid.shape_ijk), np.uint8)
         write_volume(Volume(data, grid), tmp_path / "a.nii")
         assert read_nifti(tmp_path / "a.nii").volume.grid.distance_mm(grid) < 0.01
+
+
+def test_a_voxel_size_that_contradicts_the_sform_is_noted(tmp_path):
+    """As in the released ACDC files, whose sform says 1 mm on every axis."""
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    image.set_qform(None, code=0)
+    image.header["pixdim"][1:4] = (1.367, 1.367, 10)
+    path = tmp_path / "heart.nii.gz"
+    nibabel.save(image, path)
+    stored = nibabel.load(path).header
+    assert stored["pixdim"][3] == 10
+    scan = read_nifti(path)
+    assert scan.volume.grid.spacing_mm == (1, 1, 1)
+    assert any("pixdim (1.367 x 1.367 x 10 mm) is not that of the sform" in n for n in scan.notes)
+
+
+def test_a_voxel_size_that_agrees_with_the_sform_is_not_noted(tmp_path):
+    path = tmp_path / "head.nii.gz"
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([-2, 2, 3, 1.0])), path
+    )
+    assert not any("pixdim" in note for note in read_nifti(path).notes)

@@ -111,6 +111,7 @@ def test_what_is_no_image_for_it_is_refused_by_name(name: str) -> None:
         (torch.zeros(1, 3, *extents), "expected 2 channels, found 3"),
         (torch.zeros(0, 2, *extents), "found an empty batch"),
         (torch.zeros(1, 2, *extents, dtype=torch.int32), "found torch.int32"),
+        (torch.zeros(1, 2, *extents).double(), "expected an image of torch.float32.*float64"),
         (torch.zeros(1, 2, *extents, device="meta"), "expected an image on cpu.*found one on meta"),
     ]:
         with pytest.raises(ShapeError, match=words):

@@ -713,6 +713,9 @@ def test_pickled_models_checkpoints_and_damaged_files_are_refused(tmp_path: Path
         with pytest.raises(FormatError, match=pattern) as caught:
             tiny().load_encoder_weights(tmp_path / name)
         assert caught.value.code == "weights-format"
+    torch.save({key: value * torch.nan for key, value in donor().items()}, tmp_path / "nan.pt")
+    with pytest.raises(FormatError, match="found NaN or infinity in"):
+        tiny().load_encoder_weights(tmp_path / "nan.pt")
     with pytest.raises(FormatError, match="no such file") as caught:
         tiny().load_encoder_weights(tmp_path / "absent.pt")
     assert caught.value.code == "weights-missing"

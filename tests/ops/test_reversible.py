@@ -580,3 +580,9 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * x
+
+
+def test_a_stream_of_integers_is_refused() -> None:
+    sequence = ReversibleSequence([AdditiveCoupling(nn.Identity(), nn.Identity())])
+    with pytest.raises(ShapeError, match="reversible sequence: expected a floating tensor"):
+        sequence(torch.zeros(1, 2, 4, dtype=torch.int64))

@@ -1,6 +1,7 @@
 """Sub-pixel shuffle: inverse, torch's own in 2D, and a worked case."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_channels_that_do_not_divide_are_refused() -> None:
 
 @pytest.mark.parametrize("factors", [(2, 2), (2, 2, 0)])
 def test_factors_that_do_not_fit_the_rank_are_refused(factors: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match="3 positive factors, one per spatial axis"):
+    with pytest.raises(ShapeError, match="3 positive integers, one per spatial axis"):
         depth_to_space(torch.zeros(1, 8, 2, 2, 2), factors)
 
 
@@ -239,3 +240,32 @@ def test_the_registered_operators_stand_on_their_own_with_factors_of_one(path: N
     assert torch.equal(torch.ops.medseg.depth_to_space(x, [1, 1]), x)
     assert torch.equal(torch.ops.medseg.space_to_depth(x, [1, 1]), x)
     assert torch.equal(torch.ops.medseg.activate_and_shuffle(x, [1, 1], "relu", 0.0), x.relu())
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (
+            torch.zeros(1, 3, 4, 4),
+            r"expected 4 channels on 2 spatial axes, found shape \(1, 3, 4, 4\)",
+        ),
+        (torch.zeros(1, 4, 4, 4, 4), "expected 4 channels on 2 spatial axes"),
+        (torch.zeros(1, 4, 4, 4, dtype=torch.int32), "x_bcs: expected a floating tensor"),
+    ],
+)
+def test_a_layer_refuses_what_its_convolution_cannot_take(x: Tensor, words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        SubPixelConv(4, 8, (2, 2))(x)
+
+
+def test_a_layer_without_channels_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="channels: expected one or more in and out, found 0 and 8"
+    ):
+        SubPixelConv(0, 8, (2, 2))
+
+
+@pytest.mark.parametrize("factors", [2, (2.0, 2.0), "22"])
+def test_factors_that_are_no_list_of_integers_are_named(factors: Any) -> None:
+    with pytest.raises(ShapeError, match="depth_to_space: factors: expected 2 positive integers"):
+        depth_to_space(torch.zeros(1, 4, 2, 2), factors)

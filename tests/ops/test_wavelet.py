@@ -529,8 +529,16 @@ _X = torch.zeros(1, 1, 16, 16)
         (lambda: wavedec(_X, "haar", axes=()), ShapeError, "one spatial axis or more"),
         (lambda: dwt(_X[:, :, :1], "haar", "reflect"), ShapeError, "axis 2: .* 2 or more"),
         (lambda: dwt(_X[..., :0], "haar"), ShapeError, "axis 3: expected an extent of 1 or more"),
-        (lambda: wavedec(_X, "db2", level=0), ConfigError, "level: expected 1 or more, found 0"),
-        (lambda: Wavedec("db2", level=0), ConfigError, "level: expected 1 or more, found 0"),
+        (
+            lambda: wavedec(_X, "db2", level=0),
+            ConfigError,
+            "level: expected 1 or more, a whole number, found 0",
+        ),
+        (
+            lambda: Wavedec("db2", level=0),
+            ConfigError,
+            "level: expected 1 or more, a whole number, found 0",
+        ),
         (lambda: WaveletPacket("db2", level=-1), ConfigError, "level: expected 1 or more"),
         (lambda: wavedec(_X, "db2", level=3), ShapeError, "level: expected at most 2 for db2"),
         (lambda: wavelet_packet(_X, "db4", level=2), ShapeError, "at most 1 .*found 2; take fewer"),
@@ -583,3 +591,13 @@ def test_what_cannot_be_meant_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_a_fraction_is_no_level() -> None:
+    with pytest.raises(ConfigError, match=r"level: expected 1 or more, a whole number, found 1\.5"):
+        wavedec(torch.zeros(1, 1, 32), "db2", level=1.5)  # type: ignore[arg-type]
+
+
+def test_one_axis_may_be_named_by_itself() -> None:
+    x = torch.randn(1, 1, 8, 6)
+    torch.testing.assert_close(dwt(x, "db2", axes=3), dwt(x, "db2", axes=(3,)))  # type: ignore[arg-type]

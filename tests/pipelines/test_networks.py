@@ -56,7 +56,10 @@ def test_networks_are_listed_with_weights_and_evidence():
         (["neunt"], r"one of .*\(nearest: neunet\)"),
         (["neunet", "--preset", "huge"], "preset to be one of .*found 'huge'"),
         (["neunet", "--extents", "50x100x100"], "the nearest are 48 x 96 x 96"),
-        (["neunet", "--extents", "64x64"], "expected 3 numbers, such as 128x128x128"),
+        (
+            ["neunet", "--extents", "64x64"],
+            "expected 3 numbers, such as 128x128x128.*the network is 3D",
+        ),
         (["neunet", "--extents", "axbxc"], "expected 3 numbers"),
         (
             ["reversible_hippocampus", "--preset", "tiny"],
