@@ -1,8 +1,15 @@
 """Fixtures that several test folders share."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is imported and when a kernel is defined: kernels then run on CPU
+    # tensors. Any test that compiles something imports Triton, so it is said before them all.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -108,7 +108,7 @@ def test_a_broken_model_folder_does_not_hide_the_others(tmp_path):
 
 def test_models_list_shows_the_networks_when_asked():
     networks = json.loads(run("models", "list", "--networks", "--json").stdout)["networks"]
-    assert set(networks) == {"neunet", "revunet"}
+    assert set(networks) == {"neunet", "transdae", "macmd", "qtseg", "revunet"}
     assert networks["neunet"]["presets"]["acdc"]["out_channels"] == 4
     assert "reversible" in run("models", "list", "--networks").stdout
 
