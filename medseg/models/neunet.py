@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from medseg.models.network import Extents, SegmentationNetwork
 from medseg.ops.haar import haar_forward
+from medseg.ops.small_map import convolve
 from medseg.ops.subpixel import activate_and_shuffle
 
 __all__ = ["NEUNET_PRESETS", "NeUNet", "NeUNetSettings"]
@@ -259,7 +260,7 @@ class ConvUnit(nn.Module):
         norm = self.norm
         # not the module: it refuses a single voxel, which a deep stage of a small image may have
         normed = torch.group_norm(
-            self.conv(x_bcijk), norm.num_groups, norm.weight, norm.bias, norm.eps
+            convolve(self.conv, x_bcijk), norm.num_groups, norm.weight, norm.bias, norm.eps
         )
         return F.leaky_relu(normed, _NEGATIVE_SLOPE, inplace=True)
 
@@ -314,8 +315,8 @@ class SubPixel(nn.Module):
 
     def forward(self, x_bcijk: Tensor) -> Tensor:
         """``(b, channels_in, i, j, k)`` to ``(b, channels_out, *grown)``."""
-        hidden = self.widen(x_bcijk).tanh()
-        return activate_and_shuffle(self.project(hidden), self.factors, "tanh")
+        hidden = convolve(self.widen, x_bcijk).tanh()
+        return activate_and_shuffle(convolve(self.project, hidden), self.factors, "tanh")
 
 
 def _cumulative(strides: tuple[Triple, ...]) -> tuple[Extents, ...]:

@@ -51,6 +51,7 @@ from medseg.ops.reversible import (
     check_reconstruction,
     reconstruction_error,
 )
+from medseg.ops.small_map import convolve
 
 __all__ = ["REVUNET_PRESETS", "MobileBottleneck", "RevUNet", "RevUNetSettings"]
 
@@ -141,7 +142,7 @@ class RevUNet(SegmentationNetwork):
             ShapeError: If channels or extents do not fit.
         """
         self.check_input(x_bcijk)
-        stream = self.encoder[0](self.stem(x_bcijk))
+        stream = self.encoder[0](convolve(self.stem, x_bcijk))
         skips: list[Tensor] = []
         for sequence, widen in zip(self.encoder[1:], self.down, strict=True):
             skips.append(stream)
