@@ -4,7 +4,7 @@ Each network runs in float32 with the contiguous layout and in bfloat16 with cha
 same image. Their logits are compared first. neU-Net then runs against the two networks that it
 would replace, at the same patch, channels and strides: MONAI's DynUNet and nnU-Net's PlainConvUNet.
 
-    python -m benchmarks.networks [--size published|small] [NETWORK ...]
+    python -m benchmarks.networks [--preset base|small|...] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.models.estimate import count_macs
-from medseg.models.network import arrange_weights
+from medseg.models.network import SegmentationNetwork, arrange_weights
 from medseg.models.neunet import NeUNetSettings
 from medseg.models.table import NETWORKS, build_network, build_settings
 from pipelines.tables import print_table
 
-SIZES = {"published": "base", "small": "small"}
 TOLERANCE = 0.25
 """Largest mean deviation of bfloat16 logits, in standard deviations of the float32 ones.
 
@@ -181,11 +180,26 @@ def peers(settings: NeUNetSettings) -> dict[str, nn.Module]:
     return {"nnU-Net PlainConvUNet": nnunet, "MONAI DynUNet": dynunet}
 
 
+def chosen(
+    parser: argparse.ArgumentParser, name: str, preset: str, text: str | None
+) -> tuple[Any, SegmentationNetwork, tuple[int, ...]]:
+    """Settings, network and input of one row; ends the program if the input is not legal."""
+    entry = NETWORKS[name]
+    if preset not in entry.presets:
+        parser.error(f"{name} has no preset {preset}; it has {', '.join(entry.presets)}")
+    settings: Any = build_settings(name, {"preset": preset})
+    network = build_network(name, settings)
+    extents = tuple(int(part) for part in text.split("x")) if text else entry.inputs[preset]
+    if len(extents) != network.rank or extents != network.nearest_legal_extents(extents):
+        parser.error(f"{name} takes {network.rank} multiples of {network.size_multiple}")
+    return settings, network, extents
+
+
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)}; default all")
-    parser.add_argument("--size", choices=SIZES, default="published")
+    parser.add_argument("--preset", default="base", help="size; base is the published one")
     parser.add_argument("--extents", help="such as 48x96x96, instead of the published ones")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs at most")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -193,17 +207,9 @@ def main() -> None:
     unknown = set(arguments.networks) - set(NETWORKS)
     if unknown:
         parser.error(f"unknown network {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}")
-    preset = SIZES[arguments.size]
     rows: list[Row] = []
     for name in arguments.networks or NETWORKS:
-        entry = NETWORKS[name]
-        extents = (
-            tuple(int(extent) for extent in arguments.extents.split("x"))
-            if arguments.extents
-            else entry.inputs[preset]
-        )
-        settings: Any = build_settings(name, {"preset": preset})
-        network = build_network(name, settings)
+        settings, network, extents = chosen(parser, name, arguments.preset, arguments.extents)
         rows += measure(name, network, extents, settings.in_channels, arguments.repeats)
         del network
         if name == "neunet":

@@ -12,7 +12,7 @@ from medseg.models.neunet import NEUNET_PRESETS
 
 def test_it_times_a_network_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     path = tmp_path / "figures.json"
-    words = ["qtseg", "--size", "small", "--extents", "64x64", "--repeats", "1"]
+    words = ["qtseg", "--preset", "small", "--extents", "64x64", "--repeats", "1"]
     monkeypatch.setattr("sys.argv", ["networks", *words, "--json", str(path)])
     networks.main()
     rows = json.loads(path.read_text())
