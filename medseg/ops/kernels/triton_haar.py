@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medseg.ops.kernels.blocks import Direction, block_output, block_plan
 from medseg.ops.kernels.launch import on_device, padded, span
+from medseg.ops.kernels.triton_grid import lanes, places
 
 __all__ = ["haar_kernel", "transform"]
 
@@ -102,19 +103,9 @@ def haar_kernel(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Blocks of ``2**AXES`` numbers through butterflies; one block of the grid per lane."""
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    point = block * BLOCK + tl.arange(0, BLOCK)
+    point = lanes(WIDE, BLOCK)
     mask = point < points
-    n4 = point % extent4
-    rest = point // extent4
-    n3 = rest % extent3
-    rest = rest // extent3
-    n2 = rest % extent2
-    rest = rest // extent2
-    n1 = rest % extent1
-    n0 = rest // extent1
+    n0, n1, n2, n3, n4 = places(point, extent1, extent2, extent3, extent4)
     x = source + n0 * in0 + n1 * in1 + n2 * in2 + n3 * in3 + n4 * in4
     y = target + n0 * out0 + n1 * out1 + n2 * out2 + n3 * out3 + n4 * out4
     scale = tl.full((), SCALE, SUM)

@@ -20,6 +20,7 @@ from torch import Tensor
 from medseg.ops.kernels.blocks import Direction, merged
 from medseg.ops.kernels.launch import on_device, padded, span
 from medseg.ops.kernels.shuffle import ACTIVATIONS, Activation, shuffle_grid, shuffle_output
+from medseg.ops.kernels.triton_grid import lanes, places
 
 __all__ = ["activate_and_shuffle", "activate_and_shuffle_backward", "shuffle", "shuffle_kernel"]
 
@@ -168,25 +169,11 @@ def shuffle_kernel(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Copy a grid of numbers from steps to other steps, activated or differentiated on the way."""
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    point = block * BLOCK + tl.arange(0, BLOCK)
+    point = lanes(WIDE, BLOCK)
     mask = point < points
-    n7 = point % extent7
-    rest = point // extent7
-    n6 = rest % extent6
-    rest = rest // extent6
-    n5 = rest % extent5
-    rest = rest // extent5
-    n4 = rest % extent4
-    rest = rest // extent4
-    n3 = rest % extent3
-    rest = rest // extent3
-    n2 = rest % extent2
-    rest = rest // extent2
-    n1 = rest % extent1
-    n0 = rest // extent1
+    # eight axes: the last four, then the first four of what is left
+    rest, n4, n5, n6, n7 = places(point, extent4, extent5, extent6, extent7)
+    n0, n1, n2, n3, _ = places(rest, extent1, extent2, extent3, 1)
     at_in = n0 * in0 + n1 * in1 + n2 * in2 + n3 * in3
     at_in += n4 * in4 + n5 * in5 + n6 * in6 + n7 * in7
     at_out = n0 * out0 + n1 * out1 + n2 * out2 + n3 * out3

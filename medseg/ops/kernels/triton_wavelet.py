@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from medseg.ops.kernels.launch import on_device, padded, span
+from medseg.ops.kernels.triton_grid import lanes, places
 from medseg.ops.wavelet_filters import MODES, Taps, coefficient_length, overhang
 
 __all__ = ["analyse", "analysis_kernel", "synthesis_kernel", "synthesise"]
@@ -193,19 +194,9 @@ def analysis_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    point = block * BLOCK + tl.arange(0, BLOCK)
+    point = lanes(WIDE, BLOCK)
     mask = point < points
-    n4 = point % extent4
-    rest = point // extent4
-    n3 = rest % extent3
-    rest = rest // extent3
-    n2 = rest % extent2
-    rest = rest // extent2
-    n1 = rest % extent1
-    n0 = rest // extent1
+    n0, n1, n2, n3, n4 = places(point, extent1, extent2, extent3, extent4)
     y = target + n0 * out0 + n1 * out1 + n2 * out2 + n3 * out3 + n4 * out4
     if AXIS == 2:
         i, step, n2 = n2, in2, n2 * 0
@@ -339,19 +330,9 @@ def synthesis_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    point = block * BLOCK + tl.arange(0, BLOCK)
+    point = lanes(WIDE, BLOCK)
     mask = point < points
-    n4 = point % extent4
-    rest = point // extent4
-    n3 = rest % extent3
-    rest = rest // extent3
-    n2 = rest % extent2
-    rest = rest // extent2
-    n1 = rest % extent1
-    n0 = rest // extent1
+    n0, n1, n2, n3, n4 = places(point, extent1, extent2, extent3, extent4)
     y = target + n0 * out0 + n1 * out1 + n2 * out2 + n3 * out3 + n4 * out4
     if AXIS == 2:
         k, step, length, n2 = n2, in2, extent2, n2 * 0
