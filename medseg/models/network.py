@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError
+from medseg.ops.autocast import autocasts
 
 __all__ = ["Extents", "SegmentationNetwork", "arrange_weights", "halving_weights"]
 
@@ -177,7 +178,7 @@ class SegmentationNetwork(nn.Module, ABC):
                     remedy="move the image or the network with to()",
                     code="network-device",
                 )
-            if weight.dtype != x_bcs.dtype and not _autocasts(x_bcs.device.type):
+            if weight.dtype != x_bcs.dtype and not autocasts(x_bcs.device.type):
                 raise ShapeError(
                     where,
                     expected=f"an image of {weight.dtype}, as the weights are",
@@ -186,10 +187,6 @@ class SegmentationNetwork(nn.Module, ABC):
                     code="network-dtype",
                 )
             break
-
-
-def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def arrange_weights(network: nn.Module, *, channels_last: bool) -> None:

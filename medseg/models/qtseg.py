@@ -19,7 +19,6 @@ is not returned beside the logits. No result of the paper is claimed for this co
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from medseg.errors import ConfigError, ShapeError
 from medseg.models.network import SegmentationNetwork
 from medseg.models.yolo_encoder import ConvUnit, YoloEncoder, load_yolo_weights
+from medseg.ops.autocast import without_autocast
 
 __all__ = ["QTSEG_PRESETS", "QTSeg", "QTSegSettings"]
 
@@ -452,7 +452,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, pixels_bnd: Tensor) -> Tensor:
         """``(b, n, d)`` in and out."""
-        with _no_autocast(pixels_bnd.device.type):
+        with without_autocast(pixels_bnd.device.type):
             fine_bnd = pixels_bnd.to(torch.promote_types(pixels_bnd.dtype, torch.float32))
             weights_bdd = (-(fine_bnd.mT @ fine_bnd)).softmax(dim=-1)
             mixed_bnd = fine_bnd @ weights_bdd.mT
@@ -536,9 +536,3 @@ class GrowPixels(nn.Module):
         """``(b, channels_in, h, w)`` to ``(b, channels_out, 2h, 2w)``."""
         normed_bhwc = self.norm(self.conv(x_bchw).permute(0, 2, 3, 1))
         return F.gelu(normed_bhwc).permute(0, 3, 1, 2)
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

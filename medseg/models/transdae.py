@@ -52,6 +52,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medseg.models.network import SegmentationNetwork
+from medseg.ops.autocast import without_autocast
 
 __all__ = ["TRANSDAE_PRESETS", "TransDAE", "TransDAESettings", "efficient_attention"]
 
@@ -381,10 +382,7 @@ def efficient_attention(q_bhnd: Tensor, k_bhnd: Tensor, v_bhne: Tensor) -> Tenso
         ``(b, heads, n, e)``.
     """
     query_bhnd = q_bhnd.softmax(dim=-1)
-    if _autocasts(k_bhnd):
-        with torch.autocast(k_bhnd.device.type, enabled=False):
-            context_bhde = _context(k_bhnd, v_bhne)
-    else:
+    with without_autocast(k_bhnd.device.type):
         context_bhde = _context(k_bhnd, v_bhne)
     return query_bhnd @ context_bhde.to(query_bhnd.dtype)
 
@@ -395,12 +393,6 @@ def _context(k_bhnd: Tensor, v_bhne: Tensor) -> Tensor:
 
 def _wide(x_bhnd: Tensor) -> Tensor:
     return x_bhnd.to(torch.promote_types(x_bhnd.dtype, torch.float32))
-
-
-def _autocasts(x_bhnd: Tensor) -> bool:
-    # asked first, so that an exported graph holds no autocast region
-    device = x_bhnd.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class EfficientAttention(nn.Module):
@@ -498,10 +490,7 @@ class TransposedAttention(nn.Module):
             _split_heads(part_bhwc, self.heads)
             for part_bhwc in self.query_key_value(x_bhwc).chunk(3, dim=-1)
         )
-        if _autocasts(q_bhnd):
-            with torch.autocast(q_bhnd.device.type, enabled=False):
-                weights_bhdd = self._weights(_wide(q_bhnd), _wide(k_bhnd))
-        else:
+        with without_autocast(q_bhnd.device.type):
             weights_bhdd = self._weights(_wide(q_bhnd), _wide(k_bhnd))
         mixed_bhnd = v_bhnd @ weights_bhdd.transpose(-2, -1).to(v_bhnd.dtype)
         y_bhwc: Tensor = self.project(mixed_bhnd.transpose(1, 2).reshape(x_bhwc.shape))
