@@ -72,16 +72,25 @@ class LabelMap:
 
     def volumes_ml(self) -> dict[str, float]:
         """Volume of every structure of the scheme in millilitres, 0.0 where it is absent."""
-        counts = np.bincount(self.data_ijk.ravel(), minlength=max(self.scheme.values) + 1)
+        counts = label_counts(self.data_ijk)
         voxel_ml = self.grid.voxel_volume_mm3 / 1000.0
         return {label.name: float(counts[label.value]) * voxel_ml for label in self.scheme.labels}
 
 
+def label_counts(data: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Number of voxels of every value that an unsigned integer type can hold.
+
+    Returns:
+        ``(256,)`` or ``(65536,)`` int64.
+    """
+    # any contiguous order will do; a view without copy where there is one
+    flat = data.ravel(order="K")
+    counts = np.zeros(int(np.iinfo(data.dtype).max) + 1, dtype=np.int64)
+    for start in range(0, flat.size, 1 << 20):  # counting widens to 8 bytes a voxel: in parts
+        counts += np.bincount(flat[start : start + (1 << 20)], minlength=counts.size)
+    return counts
+
+
 def present_values(data: npt.NDArray[Any]) -> list[int]:
     """The distinct values of an unsigned integer array, in rising order."""
-    flat = data.ravel(order="K")
-    present = np.zeros(int(np.iinfo(data.dtype).max) + 1, dtype=bool)
-    for start in range(0, flat.size, 1 << 20):  # counting widens to 8 bytes a voxel: in parts
-        part = np.bincount(flat[start : start + (1 << 20)], minlength=present.size)
-        present |= part > 0
-    return [int(value) for value in np.flatnonzero(present)]
+    return [int(value) for value in np.flatnonzero(label_counts(data))]

@@ -71,6 +71,20 @@ class AxisTurn:
         flips = tuple(lead + axis for axis, flip in enumerate(self.flipped) if flip)
         return np.asarray(np.flip(np.transpose(array, order), axis=flips))
 
+    def after(self, first: AxisTurn) -> AxisTurn:
+        """The turn that does ``first`` and then this one."""
+        axes = [first.source_axes[source] for source in self.source_axes]
+        flips = [
+            flip != first.flipped[source]
+            for source, flip in zip(self.source_axes, self.flipped, strict=True)
+        ]
+        return AxisTurn((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it leaves every axis as it is."""
+        return self.source_axes == (0, 1, 2) and not any(self.flipped)
+
     def inverse(self) -> AxisTurn:
         """The turn that undoes this one."""
         axes = [0, 0, 0]

@@ -10,6 +10,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.atomic import atomic_path
-from medseg.core import LabelMap, LabelScheme, Volume
+from medseg.core import Grid, LabelMap, LabelScheme, Volume
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError, ShapeError
 from medseg.io.checks import (
     check_file,
@@ -48,6 +49,7 @@ __all__ = [
     "read_nifti_labels",
     "verify_nifti_labels",
     "write_nifti_labels",
+    "write_nifti_scaled",
     "write_nifti_volume",
 ]
 
@@ -57,6 +59,7 @@ VERIFY_MM = 0.01
 _HEADER_BYTES = 540
 _MOST_DEFLATED = 1040  # deflate cannot shrink by more than this factor
 _CHUNK_BYTES = 1 << 24
+_LEAST_SLOPE = 1e-30  # well inside the normal range of 32-bit floats
 
 
 def read_nifti(path: Path, *, time_index: int | None = None) -> Scan:
@@ -154,14 +157,44 @@ def verify_nifti_labels(
             remedy="check the disk and write again",
             code="verify-labels",
         )
-    apart_mm = grid.distance_mm(labels.grid)
-    if apart_mm > VERIFY_MM:
-        raise _verify_geometry(where, f"a corner voxel {apart_mm:.3f} mm away on reading back")
-    if isinstance(source, NiftiSource):
-        for name in GEOMETRY_FIELDS:
-            wanted = field_bytes(source.version, source.header_bytes, name)
-            if field_bytes(header.version, header.block, name) != wanted:
-                raise _verify_geometry(where, f"another {name} in the header on reading back")
+    _verify_place(where, header, grid.distance_mm(labels.grid), source)
+
+
+def write_nifti_scaled(
+    data_ijk: npt.NDArray[Any], grid: Grid, path: Path, slope: float, source: Source | None
+) -> None:
+    """Write small numbers with the factor that makes quantities of them, as a viewer shows them.
+
+    The header says ``scl_slope``, so that an entropy or a probability of 8 bits is shown from 0 to
+    1. Geometry fields, version and byte order are those that :func:`write_nifti_labels` writes, and
+    the file is likewise read back before it gets its name. No second copy of the voxels is made.
+
+    Args:
+        data_ijk: ``(i, j, k)`` of type uint8, or float16, which is stored as float32 because NIfTI
+            has no type for it.
+        grid: Where the voxels are.
+        path: Ends in ``.nii`` or ``.nii.gz``.
+        slope: Stored value to quantity, above 0; kept in 32 bits (64 in NIfTI-2).
+        source: Where the image came from; None writes the grid alone.
+
+    Raises:
+        FormatError: ``output-suffix``; ``verify-voxels`` if the written voxels differ.
+        ShapeError: ``write-type``, ``write-shape`` if array and grid do not fit, ``write-slope``.
+        GeometryError: ``verify-geometry``, as :func:`write_nifti_labels`.
+        ResourceError: If the file cannot be written.
+    """
+    _check_output_suffix(path)
+    _check_scaled(data_ijk, grid, path, slope)
+    dtype = np.dtype(np.uint8 if data_ijk.dtype == np.uint8 else np.float32)
+    header = result_header(grid, dtype, source)
+    header.fields["scl_slope"] = slope
+    header = replace(header, block=header.fields.binaryblock, slope=slope)
+    with atomic_path(path) as temporary:
+        _write_file(temporary, header, data_ijk)
+        try:
+            _verify_scaled(temporary, data_ijk, grid, header, source, named=path)
+        except MedsegError as error:
+            raise relocated(error, str(path)) from error
 
 
 def write_nifti_volume(volume: Volume, path: Path) -> None:
@@ -186,12 +219,73 @@ def _check_output_suffix(path: Path) -> None:
         )
 
 
+def _check_scaled(data_ijk: npt.NDArray[Any], grid: Grid, path: Path, slope: float) -> None:
+    if data_ijk.dtype not in (np.dtype(np.uint8), np.dtype(np.float16)):
+        expected, found, code = "type uint8 or float16", f"type {data_ijk.dtype}", "write-type"
+    elif data_ijk.shape != grid.shape_ijk:
+        expected, found = f"an array of shape {grid.shape_ijk}", f"shape {data_ijk.shape}"
+        code = "write-shape"
+    elif not (_LEAST_SLOPE <= slope <= 1.0 / _LEAST_SLOPE):
+        expected, found, code = "a finite slope above 0", f"{slope:g}", "write-slope"
+    else:
+        return
+    raise ShapeError(
+        str(path),
+        expected=expected,
+        found=found,
+        remedy="give quantised voxels on the grid of the image and their factor",
+        code=code,
+    )
+
+
+def _verify_scaled(
+    path: Path,
+    data_ijk: npt.NDArray[Any],
+    grid: Grid,
+    wanted: NiftiHeader,
+    source: Source | None,
+    *,
+    named: Path,
+) -> None:
+    """Compare a written file with the voxels, slice by slice, and with the header wanted."""
+    where = str(named)
+    with _decoded(path) as stream:
+        header = parse_header(path, stream.read(_HEADER_BYTES))
+        stream.seek(header.data_offset)
+        alike = field_bytes(header.version, header.block, "scl_slope") == field_bytes(
+            wanted.version, wanted.block, "scl_slope"
+        )
+        for k in range(data_ijk.shape[2]):
+            expected = _slice_bytes(data_ijk, k, wanted.dtype)
+            alike = alike and stream.read(len(expected)) == expected
+        if not alike or stream.read(1):  # at the end gzip compares its checksum
+            raise FormatError(
+                where,
+                expected="the voxels and the slope that were written",
+                found="others on reading back",
+                remedy="check the disk and write again",
+                code="verify-voxels",
+            )
+    written, _ = header_grid(path, header)
+    _verify_place(where, header, written.distance_mm(grid), source)
+
+
+def _verify_place(where: str, header: NiftiHeader, apart_mm: float, source: Source | None) -> None:
+    if apart_mm > VERIFY_MM:
+        raise _verify_geometry(where, f"a corner voxel {apart_mm:.3f} mm away on reading back")
+    if isinstance(source, NiftiSource):
+        for name in GEOMETRY_FIELDS:
+            wanted = field_bytes(source.version, source.header_bytes, name)
+            if field_bytes(header.version, header.block, name) != wanted:
+                raise _verify_geometry(where, f"another {name} in the header on reading back")
+
+
 def _verify_geometry(where: str, found: str) -> GeometryError:
     return GeometryError(
         where,
-        expected="the labels where the image was",
+        expected="the result where the image was",
         found=found,
-        remedy="bring the labels back to the grid of the image before writing",
+        remedy="bring the result back to the grid of the image before writing",
         code="verify-geometry",
     )
 
@@ -210,7 +304,11 @@ def _write_stream(
 ) -> None:
     stream.write(header.block + bytes(4))
     for k in range(data_ijk.shape[2]):  # by slices, so that no second copy of the volume is made
-        stream.write(data_ijk[:, :, k].astype(header.dtype).tobytes(order="F"))
+        stream.write(_slice_bytes(data_ijk, k, header.dtype))
+
+
+def _slice_bytes(data_ijk: npt.NDArray[Any], k: int, dtype: np.dtype[Any]) -> bytes:
+    return data_ijk[:, :, k].astype(dtype).tobytes(order="F")
 
 
 def _read_stored(path: Path, time_index: int | None) -> tuple[NiftiHeader, npt.NDArray[Any]]:

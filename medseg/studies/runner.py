@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from medseg.errors import MedsegError
+from medseg.events import Cancelled
 
 __all__ = ["Outcome", "run_cases"]
 
@@ -58,6 +59,8 @@ def run_cases(
         clock = time.perf_counter()
         try:
             result = process(case)
+        except Cancelled:
+            raise
         except MedsegError as error:
             yield Outcome(case, None, error.code, str(error), time.perf_counter() - clock)
         except MemoryError:

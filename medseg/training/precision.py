@@ -19,28 +19,26 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 from medseg.models.network import arrange_weights
+from medseg.ops.precision import LOWER_PRECISIONS, Precision, autocast_to, has_bf16
 
 __all__ = ["Measurement", "Numerics", "choose_numerics", "has_bf16"]
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
     """Precision of the network's operations and layout of its maps; weights stay float32."""
 
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     channels_last: bool
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The lower precision, or None for float32."""
-        return _DTYPES.get(self.precision)
+        return LOWER_PRECISIONS.get(self.precision)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context to run the network in."""
-        dtype = self.autocast_dtype
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast_to(self.precision, device)
 
     def arrange(self, x: Tensor) -> Tensor:
         """A five-dimensional tensor in the chosen layout."""
@@ -61,7 +59,7 @@ class Numerics:
 class Measurement:
     """Time of one training step, the fastest of those timed."""
 
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     channels_last: bool
     seconds_per_step: float
 
@@ -70,21 +68,13 @@ class Measurement:
         return asdict(self)
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16"))
-
-
 def choose_numerics(
     network: nn.Module,
     loss: nn.Module,
     *,
     input_shape: Sequence[int],
     device: torch.device,
-    precision: Literal["auto", "fp32", "bf16", "fp16"],
+    precision: Literal["auto"] | Precision,
     channels_last: Literal["auto"] | bool,
     limit_s: float = 30.0,
 ) -> tuple[Numerics, tuple[Measurement, ...]]:
@@ -141,9 +131,7 @@ def choose_numerics(
     return Numerics(best.precision, best.channels_last), tuple(measured)
 
 
-def _precisions(
-    wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
-) -> list[Literal["fp32", "bf16", "fp16"]]:
+def _precisions(wanted: Literal["auto"] | Precision, device: torch.device) -> list[Precision]:
     if wanted != "auto":
         return [wanted]
     if has_bf16(device):

@@ -3,6 +3,7 @@
 import pytest
 
 from medseg.errors import FormatError
+from medseg.events import Cancelled
 from medseg.studies.runner import run_cases
 
 
@@ -44,4 +45,12 @@ def test_interrupting_passes_through():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
+        list(run_cases(["a"], process))
+
+
+def test_cancelling_passes_through():
+    def process(case):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
         list(run_cases(["a"], process))
