@@ -15,6 +15,7 @@ from medseg.io.dicom_seg import read_seg
 from medseg.io.reading import read_image, read_labels
 from medseg.metrics.overlap import dice_by_label
 from pipelines.infer import Case, CaseResult, prepare_output, segment_case
+from pipelines.results import Wishes
 from pipelines.zoo import find_model
 
 __all__ = ["DEMO_MODEL", "SAMPLES", "DemoCase", "run_demo"]
@@ -87,4 +88,6 @@ def run_demo(out: Path, *, device: str, listener: Listener) -> list[DemoCase]:
 
 
 def _segment(case: Case, predictor: Predictor, out: Path, listener: Listener) -> CaseResult:
-    return segment_case(case, predictor, out, listener=listener, overwrite=True, preview=True)
+    return segment_case(
+        case, predictor, out, listener=listener, overwrite=True, wishes=Wishes(preview=True)
+    )

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import platform
 import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from medseg import NOTICE, __version__
-from medseg.atomic import write_bytes, write_text
-from medseg.core import LabelMap
+from medseg.atomic import write_bytes
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
+from medseg.inference.memory import MemoryPlan
 from medseg.inference.predictor import Predictor
+from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
 from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image
 from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
+from pipelines.results import RESULTS, Wishes, opened_probabilities, write_results
 
 __all__ = [
     "Case",
@@ -32,12 +29,12 @@ __all__ = [
     "case_name",
     "check_channel_names",
     "make_cases",
+    "plan_case",
     "prepare_output",
     "segment_case",
 ]
 
 _UNNAMED = ""  # the channel of a case that was given as one path; no --channel can be called so
-_RESULTS = ("_report.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.dcm", "_preview.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +60,8 @@ class CaseResult:
         volumes_ml: Volume of every structure.
         seconds: Wall-clock time per stage.
         notes: What a careful reader should know.
-        labels: The segmentation itself.
-        scan: The image it was made from.
+        predicted_ram_bytes: Peak of memory that was foretold.
+        peak_ram_bytes: Peak that was measured.
     """
 
     name: str
@@ -72,8 +69,8 @@ class CaseResult:
     volumes_ml: dict[str, float]
     seconds: dict[str, float]
     notes: tuple[str, ...]
-    labels: LabelMap
-    scan: Scan
+    predicted_ram_bytes: int
+    peak_ram_bytes: int
 
 
 def case_name(path: Path) -> str:
@@ -183,7 +180,8 @@ def segment_case(
     *,
     listener: Listener,
     overwrite: bool = False,
-    preview: bool = False,
+    wishes: Wishes | None = None,
+    roi: Box | None = None,
 ) -> CaseResult:
     """Read one case, segment it, write every result and the report.
 
@@ -198,14 +196,78 @@ def segment_case(
         out: An existing folder.
         listener: Told of progress.
         overwrite: Whether results of an earlier run may be replaced.
-        preview: Whether to draw a picture too.
+        wishes: What is made beside the segmentation.
+        roi: Box of voxels to look at, or None for the whole image.
 
     Raises:
         MedsegError: Whatever reading, segmenting or writing found wrong.
     """
-    results = [out / f"{case.name}{ending}" for ending in _RESULTS]
-    report_path, nifti_path = results[:2]
-    there = [path for path in results if path.exists()]
+    wishes = wishes or Wishes()
+    there = _earlier_results(case, out, overwrite)
+    clock = time.perf_counter()
+    scan = _read(case, predictor)
+    read_at = time.perf_counter()
+    sources = list(case.channels.values())
+    files: dict[str, Path] = {}
+    with ExitStack() as stack:
+        sink = None
+        if wishes.probabilities:
+            path = out / f"{case.name}{RESULTS['probabilities']}"
+            path.unlink(missing_ok=True)
+            sink = opened_probabilities(stack, path, scan, predictor)
+        try:
+            prediction = predictor.predict(scan.volume, listener, roi=roi, on_probabilities=sink)
+        except MedsegError as error:
+            if isinstance(error, ConfigError) or error.code == "memory-limit":
+                raise
+            raise relocated(error, str(sources[0])) from error
+    if wishes.probabilities:
+        files["probabilities"] = path
+    for old in there:  # results of two runs must never stand side by side
+        if old not in files.values():
+            old.unlink(missing_ok=True)
+    seconds = {"read": read_at - clock, **prediction.seconds}
+    notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
+    write_results(
+        case.name,
+        out,
+        scan,
+        prediction,
+        predictor,
+        wishes,
+        files=files,
+        seconds=seconds,
+        notes=notes,
+        sources=sources,
+    )
+    return CaseResult(
+        case.name,
+        files,
+        prediction.labels.volumes_ml(),
+        seconds,
+        notes,
+        prediction.plan.ram_bytes,
+        prediction.peak_ram_bytes,
+    )
+
+
+def plan_case(case: Case, predictor: Predictor, *, roi: Box | None = None) -> MemoryPlan:
+    """Read one case and tell what segmenting it would hold in memory, without doing it.
+
+    Raises:
+        MedsegError: Whatever reading or planning found wrong.
+    """
+    scan = _read(case, predictor)
+    try:
+        return predictor.plan(scan.volume, roi=roi)
+    except MedsegError as error:
+        if isinstance(error, ConfigError) or error.code == "memory-limit":
+            raise
+        raise relocated(error, str(next(iter(case.channels.values())))) from error
+
+
+def _earlier_results(case: Case, out: Path, overwrite: bool) -> list[Path]:
+    there = [path for end in RESULTS.values() if (path := out / f"{case.name}{end}").exists()]
     if there and not overwrite:
         raise ConfigError(
             str(there[0]),
@@ -214,37 +276,7 @@ def segment_case(
             remedy="add --overwrite, or choose another output folder",
             code="output-exists",
         )
-    clock = time.perf_counter()
-    scan = _read(case, predictor)
-    read_at = time.perf_counter()
-    try:
-        prediction = predictor.predict(scan.volume, listener)
-    except MedsegError as error:
-        raise relocated(error, str(next(iter(case.channels.values())))) from error
-    predicted_at = time.perf_counter()
-    for path in there:  # results of two runs must never stand side by side
-        path.unlink(missing_ok=True)
-    files = {"nifti": nifti_path}
-    _write_nifti(prediction.labels, nifti_path, scan)
-    files["table"] = out / f"{case.name}_dseg.tsv"
-    write_text(files["table"], _label_table(prediction.labels))
-    if isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
-        files["dicom_seg"] = out / f"{case.name}_dseg.dcm"
-        _write_seg(prediction.labels, files["dicom_seg"], scan.source, predictor)
-    volumes = prediction.labels.volumes_ml()
-    if preview:
-        files["preview"] = out / f"{case.name}_preview.png"
-        _write_preview(scan, prediction.labels, files["preview"], predictor)
-    seconds = {
-        "read": read_at - clock,
-        **prediction.seconds,
-        "write_and_verify": time.perf_counter() - predicted_at,
-    }
-    notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
-    report = _report(case, predictor, scan, files, volumes, seconds, notes)
-    write_text(report_path, json.dumps(report, indent=2) + "\n")
-    files["report"] = report_path
-    return CaseResult(case.name, files, volumes, seconds, notes, prediction.labels, scan)
+    return there
 
 
 def _read(case: Case, predictor: Predictor) -> Scan:
@@ -277,80 +309,3 @@ def _modality_notes(scan: Scan, predictor: Predictor) -> tuple[str, ...]:
         f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
         "the result cannot be trusted",
     )
-
-
-def _write_nifti(labels: LabelMap, path: Path, scan: Scan) -> None:
-    from medseg.io.nifti import write_nifti_labels  # noqa: PLC0415 - pulls in nibabel
-
-    write_nifti_labels(labels, path, scan.source)
-
-
-def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Predictor) -> None:
-    from medseg.io.dicom_seg import Algorithm, write_seg  # noqa: PLC0415 - pulls in highdicom
-
-    card = predictor.card
-    write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
-
-
-def _seg_can_refer(source: DicomSource) -> bool:
-    """Whether the series has what a DICOM SEG must repeat; reading it notes what it lacks."""
-    from medseg.io.dicom_identity import missing_references  # noqa: PLC0415 - pulls in pydicom
-
-    return not missing_references(source.datasets)
-
-
-def _write_preview(scan: Scan, labels: LabelMap, path: Path, predictor: Predictor) -> None:
-    from medseg.studies.preview import three_plane_png  # noqa: PLC0415 - pulls in Pillow
-
-    caption = f"medseg {__version__}, model {predictor.card.name}. {NOTICE}"
-    write_bytes(path, three_plane_png(scan.volume, labels, caption=caption))
-
-
-def _label_table(labels: LabelMap) -> str:
-    """BIDS derivatives' ``dseg.tsv``: index, name and colour of every label."""
-    rows = ["index\tname\tcolor"]
-    for label in labels.scheme.labels:
-        rows.append(f"{label.value}\t{label.name}\t#{bytes(label.rgb).hex().upper()}")
-    return "\n".join(rows) + "\n"
-
-
-def _report(
-    case: Case,
-    predictor: Predictor,
-    scan: Scan,
-    files: Mapping[str, Path],
-    volumes: Mapping[str, float],
-    seconds: Mapping[str, float],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    grid = scan.volume.grid
-    card = predictor.card
-    return {
-        "case": case.name,
-        "notice": NOTICE,
-        "medseg": __version__,
-        "model": {
-            "name": card.name,
-            "version": card.version,
-            "weights_sha256": card.weights_sha256,
-            "licence": card.licence,
-        },
-        "versions": {
-            name: version(name) for name in ("torch", "numpy", "nibabel", "pydicom", "highdicom")
-        },
-        "python": platform.python_version(),
-        "input": {
-            "kind": type(scan.source).__name__.removesuffix("Source").lower(),
-            "shape_ijk": list(grid.shape_ijk),
-            "spacing_mm": [round(step, 6) for step in grid.spacing_mm],
-            "orientation": grid.orientation,
-        },
-        "volumes_ml": {name: round(ml, 4) for name, ml in volumes.items()},
-        "files": {
-            kind: {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for kind, path in files.items()
-        },
-        "verified": "every label file was re-read; labels and world coordinates were compared",
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "notes": list(notes),
-    }

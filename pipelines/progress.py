@@ -35,11 +35,13 @@ class ConsoleListener:
         self._tasks: dict[str, TaskID] = {}
         self._figures: dict[str, float] = {}
         self._totals: dict[str, int] = {}
+        self._began_s: dict[str, float] = {}
         self._told_s = time.monotonic()
 
     def started(self, stage: str, total: int) -> None:
         """Add the stage's bar, or set it back to nothing."""
         self._totals[stage] = total
+        self._began_s[stage] = time.monotonic()
         self._told_s = time.monotonic()
         if stage in self._tasks:
             self._progress.reset(self._tasks[stage], total=total)
@@ -51,7 +53,9 @@ class ConsoleListener:
         now = time.monotonic()
         if self._progress.disable and now - self._told_s > _LINE_EVERY_S:
             self._told_s = now
-            self.noted(f"{stage}: {done} of {self._totals.get(stage, done)}")
+            total = self._totals.get(stage, done)
+            left_s = (now - self._began_s.get(stage, now)) / max(1, done) * (total - done)
+            self.noted(f"{stage}: {done} of {total}, about {left_s:.0f} s left")
         if stage in self._tasks:
             self._progress.update(self._tasks[stage], completed=done)
 

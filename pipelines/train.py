@@ -182,18 +182,19 @@ def train(
     _check_run_folder(run_folder, overwrite=overwrite)
     _check_writable(run_folder)
     root = data_root or Path(settings.data.root)
-    data = read_datalist(
-        root,
-        split=settings.data.split,
-        validation_fraction=settings.data.validation_fraction,
-        seed=settings.data.seed,
-    )
-    _check_data(settings, data)
     rng_devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=rng_devices), plain_tensors():
         torch.manual_seed(settings.training.seed)
         network = build_volume_network(settings.network, settings.inputs)
         _check_extents(settings, network)
+        # what is wrong with the network is told before the dataset is opened
+        data = read_datalist(
+            root,
+            split=settings.data.split,
+            validation_fraction=settings.data.validation_fraction,
+            seed=settings.data.seed,
+        )
+        _check_data(settings, data)
         _load_encoder(settings, network, hearer)
         return _Session(settings, data, root, run_folder, device, network, hearer).run(
             budget_s, overwrite=overwrite

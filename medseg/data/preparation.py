@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,59 +22,144 @@ from medseg.core import (
     turn,
 )
 from medseg.errors import GeometryError, ShapeError
-from medseg.models.card import ClipZScore, InputSettings, Normalisation
-from medseg.ops.resample import resize_labels, resize_linear
+from medseg.models.card import Channel, ClipZScore, InputSettings, Unchanged, ZScore
+from medseg.ops.resample import AxisTaps, axis_taps, resize, resize_labels
 
-__all__ = ["Prepared", "check_channels", "check_extent", "prepare", "prepare_labels"]
+__all__ = [
+    "THICK_RATIO",
+    "ModelImage",
+    "check_channels",
+    "check_extent",
+    "model_shape",
+    "prepare_labels",
+    "thick_axis",
+]
+
+THICK_RATIO = 3.0
+"""Spacing of the thickest axis over that of the finest beyond which slices count as thick.
+
+The figure is nnU-Net's (Isensee et al., Nature Methods 2021)."""
+
+_PART_VOXELS = 1 << 22
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """An image on the model's grid, with the way back.
+@dataclass(frozen=True, slots=True)
+class _Scaling:
+    """``(x - shift) / scale`` after clipping; zeros stay where ``keeps_zero``."""
+
+    lower: float
+    upper: float
+    shift: float
+    scale: float
+    keeps_zero: bool
+
+
+class ModelImage:
+    """An image as a network sees it, worked out box by box from the voxels as they were stored.
+
+    Order: axes are turned to the model's orientation, each channel is normalised on the voxels as
+    they were acquired, then resampled (averaging where voxels get larger). No copy of the whole
+    volume is made, in floats or otherwise; a box has the same bits whatever box it is asked for in.
 
     Args:
-        x_cijk: ``(c, i, j, k)`` float32, normalised, on ``grid``.
+        volume: The image.
+        inputs: What the model expects.
+        coarser: Factor on the model's spacing, for fast and rough passes; with a model that keeps
+            each image's spacing, on that one.
+        frame: Turn of the source axes to use instead of the model's orientation, so that images for
+            several models have their axes alike; :attr:`to_orientation` is then left to be done.
+
+    Attributes:
         grid: The model's orientation and spacing over the image's box.
         turned_grid: The source grid, turned to the model's orientation.
         source_grid: The grid of the image as read.
-        to_model: Source axes to model axes.
-    """
-
-    x_cijk: Tensor
-    grid: Grid
-    turned_grid: Grid
-    source_grid: Grid
-    to_model: AxisTurn
-
-
-def prepare(volume: Volume, inputs: InputSettings) -> Prepared:
-    """Turn, normalise and resample an image.
-
-    Order: axes are turned to ``inputs.orientation``, each channel is normalised on the voxels as
-    they were acquired, then resampled linearly (averaging where it gets coarser).
+        to_model: Source axes to the axes of :attr:`grid`.
+        to_orientation: The turn that brings a box of :attr:`grid` to the model's orientation.
 
     Raises:
         ShapeError: If the number of channels is not the model's.
     """
-    check_channels(volume, inputs)
-    to_model = axis_turn(volume.grid, inputs.orientation)
-    turned = turn(volume, to_model)
-    shape = (
-        turned.grid.shape_ijk
-        if inputs.spacing_mm is None
-        else respace_shape(turned.grid, inputs.spacing_mm)
-    )
-    channels = [
-        resize_linear(_normalised(turned.data_cijk[index], channel.normalisation)[None], shape)
-        for index, channel in enumerate(inputs.channels)
-    ]
-    return Prepared(
-        x_cijk=torch.cat(channels),
-        grid=respace_grid(turned.grid, shape),
-        turned_grid=turned.grid,
-        source_grid=volume.grid,
-        to_model=to_model,
-    )
+
+    def __init__(
+        self,
+        volume: Volume,
+        inputs: InputSettings,
+        *,
+        coarser: float = 1.0,
+        frame: AxisTurn | None = None,
+    ) -> None:
+        check_channels(volume, inputs)
+        oriented = axis_turn(volume.grid, inputs.orientation)
+        self.to_model: AxisTurn = frame or oriented
+        self.to_orientation: AxisTurn = oriented.after(self.to_model.inverse())
+        turned = turn(volume, self.to_model)
+        self._data_cijk: npt.NDArray[Any] = turned.data_cijk
+        self.source_grid: Grid = volume.grid
+        self.turned_grid: Grid = turned.grid
+        upright = model_shape(oriented.turn_grid(volume.grid), inputs, coarser=coarser)
+        shape = self.in_frame(upright)
+        self.grid: Grid = respace_grid(turned.grid, shape)
+        kinds: list[str] = [inputs.interpolation] * 3
+        thick = thick_axis(turned.grid, self.grid, inputs)
+        if thick is not None:
+            kinds[thick] = "nearest"
+        self._to_grid = tuple(
+            axis_taps(old, new, kind)  # type: ignore[arg-type]
+            for old, new, kind in zip(turned.grid.shape_ijk, shape, kinds, strict=True)
+        )
+        self.to_image: tuple[AxisTaps, ...] = tuple(
+            axis_taps(new, old, "nearest" if axis == thick else "linear")
+            for axis, (old, new) in enumerate(zip(turned.grid.shape_ijk, shape, strict=True))
+        )
+        self._scalings = tuple(
+            _scaling(data_ijk, channel)
+            for data_ijk, channel in zip(turned.data_cijk, inputs.channels, strict=True)
+        )
+
+    def in_frame(self, upright: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Three numbers along the axes of the model's orientation, along those of :attr:`grid`."""
+        i, j, k = (upright[source] for source in self.to_orientation.inverse().source_axes)
+        return i, j, k
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self._scalings)
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Bytes between neighbours along I, J, K of the turned image, without sign."""
+        i, j, k = (abs(step) for step in self._data_cijk.strides[1:])
+        return i, j, k
+
+    def box(self, start: Sequence[int], stop: Sequence[int]) -> Tensor:
+        """A box of the image on the model's grid.
+
+        Args:
+            start: First voxel on each axis of :attr:`grid`.
+            stop: One beyond the last.
+
+        Returns:
+            ``(c, i, j, k)`` float32 on the CPU, a tensor of its own.
+        """
+        taps = [
+            axis_taps_.part(first, last)
+            for axis_taps_, first, last in zip(self._to_grid, start, stop, strict=True)
+        ]
+        cut = tuple(
+            slice(*axis_taps_.sources(first, last))
+            for axis_taps_, first, last in zip(self._to_grid, start, stop, strict=True)
+        )
+        shape = tuple(last - first for first, last in zip(start, stop, strict=True))
+        result = torch.empty((self.channels, *shape))
+        for channel, scaling in enumerate(self._scalings):
+            x_ijk = _scaled(self._data_cijk[channel][cut], scaling)
+            result[channel] = resize(x_ijk[None], taps)[0]
+        return result
+
+    def whole(self) -> Tensor:
+        """The whole image on the model's grid, ``(c, i, j, k)`` float32."""
+        return self.box((0, 0, 0), self.grid.shape_ijk)
 
 
 def prepare_labels(labels: LabelMap, inputs: InputSettings) -> Tensor:
@@ -81,12 +169,47 @@ def prepare_labels(labels: LabelMap, inputs: InputSettings) -> Tensor:
         ``(i, j, k)`` int32 label values.
     """
     turned = turn(labels, axis_turn(labels.grid, inputs.orientation))
-    shape = (
-        turned.grid.shape_ijk
-        if inputs.spacing_mm is None
-        else respace_shape(turned.grid, inputs.spacing_mm)
-    )
-    return resize_labels(torch.from_numpy(turned.data_ijk.astype(np.int32)), shape)
+    shape = model_shape(turned.grid, inputs)
+    thick = thick_axis(turned.grid, respace_grid(turned.grid, shape), inputs)
+    taps = [
+        axis_taps(old, new, "nearest" if axis == thick else "linear")
+        for axis, (old, new) in enumerate(zip(turned.grid.shape_ijk, shape, strict=True))
+    ]
+    return resize_labels(torch.from_numpy(turned.data_ijk.astype(np.int32)), taps)
+
+
+def model_shape(
+    turned_grid: Grid, inputs: InputSettings, *, coarser: float = 1.0
+) -> tuple[int, int, int]:
+    """Extents of an image on the model's grid.
+
+    Args:
+        turned_grid: The image's grid, turned to the model's orientation.
+        inputs: The model's spacing.
+        coarser: Factor on it.
+    """
+    if inputs.spacing_mm is None and coarser == 1.0:
+        return turned_grid.shape_ijk
+    i_mm, j_mm, k_mm = inputs.spacing_mm or turned_grid.spacing_mm
+    return respace_shape(turned_grid, (i_mm * coarser, j_mm * coarser, k_mm * coarser))
+
+
+def thick_axis(turned_grid: Grid, grid: Grid, inputs: InputSettings) -> int | None:
+    """The axis across which slices are too thick to interpolate, if the model treats them apart.
+
+    As in nnU-Net it is looked for on the image's grid first, then on the model's.
+
+    Args:
+        turned_grid: The image's grid, turned to the model's orientation.
+        grid: The model's grid.
+        inputs: Whether ``thick_slices`` is "nearest".
+    """
+    if inputs.thick_slices == "interpolate":
+        return None
+    for spacing in (turned_grid.spacing_mm, grid.spacing_mm):
+        if max(spacing) > THICK_RATIO * min(spacing):
+            return spacing.index(max(spacing))
+    return None
 
 
 def check_channels(volume: Volume, inputs: InputSettings) -> None:
@@ -111,7 +234,7 @@ def check_channels(volume: Volume, inputs: InputSettings) -> None:
         )
 
 
-def check_extent(grid: Grid, inputs: InputSettings) -> tuple[str, ...]:
+def check_extent(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> tuple[str, ...]:
     """Refuse images too small for a model's window to see anything in; note the merely small.
 
     An image below the window is padded; below half of it on an axis, most of what the network sees
@@ -120,6 +243,7 @@ def check_extent(grid: Grid, inputs: InputSettings) -> tuple[str, ...]:
     Args:
         grid: The image's grid, turned to the model's orientation.
         inputs: The model's orientation, spacing and window.
+        coarser: Factor on the model's spacing.
 
     Returns:
         Notes for the log, empty if the image fills the window.
@@ -128,7 +252,7 @@ def check_extent(grid: Grid, inputs: InputSettings) -> tuple[str, ...]:
         GeometryError: If the image is a single slice, or covers less than half of the window on an
             axis.
     """
-    shape = grid.shape_ijk if inputs.spacing_mm is None else respace_shape(grid, inputs.spacing_mm)
+    shape = model_shape(grid, inputs, coarser=coarser)
     if min(grid.shape_ijk) == 1 and min(inputs.window_ijk) > 1:
         raise GeometryError(
             "image",
@@ -155,16 +279,47 @@ def check_extent(grid: Grid, inputs: InputSettings) -> tuple[str, ...]:
     return ()
 
 
-def _normalised(channel_ijk: np.ndarray, how: Normalisation) -> Tensor:
-    # copied even if float32 already: the caller's array must not change
-    x_ijk = torch.from_numpy(np.array(channel_ijk, dtype=np.float32))
+def _scaling(channel_ijk: npt.NDArray[Any], channel: Channel) -> _Scaling:
+    how = channel.normalisation
+    if isinstance(how, Unchanged):
+        return _Scaling(-np.inf, np.inf, 0.0, 1.0, keeps_zero=False)
     if isinstance(how, ClipZScore):
-        return x_ijk.clamp_(how.lower, how.upper).sub_(how.mean).div_(how.std)
-    counted = x_ijk != 0 if how.nonzero_only else None
-    # float64: a 32-bit sum over many large voxels loses digits
-    values = (x_ijk if counted is None else x_ijk[counted]).to(torch.float64)
-    if values.numel() == 0:
-        return x_ijk
-    mean, std = float(values.mean()), float(values.std(correction=0))
-    normal = x_ijk.sub_(mean).div_(max(std, 1e-8))
-    return normal if counted is None else torch.where(counted, normal, 0.0)
+        return _Scaling(how.lower, how.upper, how.mean, how.std, keeps_zero=False)
+    mean, std = _moments(channel_ijk, how)
+    return _Scaling(-np.inf, np.inf, mean, max(std, 1e-8), keeps_zero=how.nonzero_only)
+
+
+def _moments(channel_ijk: npt.NDArray[Any], how: ZScore) -> tuple[float, float]:
+    """Mean and standard deviation in float64: a 32-bit sum over many voxels loses digits."""
+    count, total = 0, 0.0
+    for part in _parts(channel_ijk):
+        values = part[part != 0] if how.nonzero_only else part
+        count += values.size
+        total += float(values.sum(dtype=np.float64))
+    if count == 0:
+        return 0.0, 1.0
+    mean, squares = total / count, 0.0
+    for part in _parts(channel_ijk):
+        values = part[part != 0] if how.nonzero_only else part
+        squares += float(np.square(values.astype(np.float64) - mean).sum())
+    return mean, float(np.sqrt(squares / count))
+
+
+def _parts(channel_ijk: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The array in slabs of bounded size, across the axis that memory is slowest in."""
+    axis = int(np.argmax(np.abs(channel_ijk.strides)))
+    extent = channel_ijk.shape[axis]
+    step = max(1, _PART_VOXELS * extent // max(1, channel_ijk.size))
+    slowest_first = np.moveaxis(channel_ijk, axis, 0)
+    for first in range(0, extent, step):
+        yield slowest_first[first : first + step]
+
+
+def _scaled(stored_ijk: npt.NDArray[Any], scaling: _Scaling) -> Tensor:
+    # copied even if float32 already: the caller's array must not change
+    x_ijk = torch.from_numpy(np.array(stored_ijk, dtype=np.float32, order="C"))
+    zeros = x_ijk == 0 if scaling.keeps_zero else None
+    if np.isfinite(scaling.lower):
+        x_ijk.clamp_(scaling.lower, scaling.upper)
+    x_ijk.sub_(scaling.shift).div_(scaling.scale)
+    return x_ijk if zeros is None else x_ijk.masked_fill_(zeros, 0.0)

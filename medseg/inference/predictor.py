@@ -1,31 +1,84 @@
-"""One trained model, ready to segment any number of volumes."""
+"""Trained models, ready to segment any number of volumes."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 from torch import nn
 
-from medseg.core import Grid, LabelMap, Volume, axis_turn, respace_shape
-from medseg.data.preparation import check_channels, check_extent, prepare
-from medseg.errors import ConfigError, ResourceError
+from medseg.core import AxisTurn, Grid, LabelMap, Volume, axis_turn
+from medseg.data.preparation import ModelImage, check_channels, check_extent, model_shape
+from medseg.errors import ConfigError, MedsegError, ResourceError
 from medseg.events import Listener, Silent
-from medseg.inference.engine import Engine, PlainEngine
-from medseg.models.card import ModelCard
+from medseg.inference.body import body_mask
+from medseg.inference.engine import (
+    Outputs,
+    Slab,
+    StreamingEngine,
+    Sweep,
+    smallest_axis,
+    turned_box,
+)
+from medseg.inference.memory import (
+    DryPass,
+    Item,
+    MemoryPlan,
+    PeakMeter,
+    dry_pass,
+    in_words,
+    measured_vram,
+    plan_memory,
+)
+from medseg.inference.numerics import (
+    InferenceNumerics,
+    choose_inference_numerics,
+    inference_threads,
+    using_threads,
+)
+from medseg.inference.post_processing import clean_labels
+from medseg.inference.settings import PredictionSettings
+from medseg.inference.sweep import Box, Group, is_out_of_memory
+from medseg.models.card import InputSettings, ModelCard
 from medseg.models.folder import load_model
+from medseg.models.inference_form import to_inference_form
 from medseg.models.network import arrange_weights
 from medseg.ops.device import choose_device
+from medseg.ops.winners import Decision
 
-__all__ = ["PRECISIONS", "Prediction", "Predictor"]
+__all__ = ["Finished", "Member", "Prediction", "Predictor", "ProbabilitySink"]
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+ProbabilitySink = Callable[[int, int, npt.NDArray[np.float32]], None]
+"""Told the axis, the first voxel on it, and the ``(n, i, j, k)`` probabilities of a slab across it;
+slabs come in rising order and cover the whole image's own grid."""
+
+_FREE_SHARE = 0.9
+_SEARCH_COARSER = 2.0
+_SEARCH_MARGIN_MM = 20.0
+_UNTURNED = AxisTurn((0, 1, 2), (False, False, False))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One trained network of an ensemble, or the only one.
+
+    Args:
+        network: In inference form, on the device.
+        card: What it expects and answers.
+        numerics: Precision and layout that it runs in.
+    """
+
+    network: nn.Module
+    card: ModelCard
+    numerics: InferenceNumerics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,146 +87,583 @@ class Prediction:
 
     Args:
         labels: On the grid of the image as given.
-        seconds: Wall-clock time per stage: ``prepare``, ``network``.
+        entropy_ijk: uint8 on that grid, 255 being the largest entropy there can be; None if not
+            wanted.
+        plan: What was foretold.
+        peak_ram_bytes: Largest memory of the process while it went on.
+        peak_vram_bytes: The same on the GPU; None without one.
+        windows: Windows there were.
+        windows_computed: Those that went through the networks.
+        forward_calls: Times that a network was run.
+        steps_down: What was given up when memory ran out, in words.
+        seconds: Wall-clock time per stage: ``plan``, ``network``, ``post_processing``.
         notes: What a careful reader should know, such as that the image had to be padded.
     """
 
     labels: LabelMap
+    entropy_ijk: npt.NDArray[np.uint8] | None
+    plan: MemoryPlan
+    peak_ram_bytes: int
+    peak_vram_bytes: int | None
+    windows: int
+    windows_computed: int
+    forward_calls: int
+    steps_down: tuple[str, ...]
     seconds: dict[str, float]
     notes: tuple[str, ...]
 
 
-class Predictor:
-    """A network, its card and an engine; build once, use for many volumes.
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """A part of the result that will not change any more, apart from post-processing.
 
     Args:
-        network: In eval mode, on the engine's device.
-        card: What the network expects and answers.
-        engine: Runs the network over windows.
+        box: First and, exclusive, last voxel on each axis of the image as given.
+        labels_ijk: The labels of the whole image, as far as they are there.
     """
 
-    def __init__(self, network: nn.Module, card: ModelCard, engine: Engine) -> None:
-        self.network = network
-        self.card = card
-        self.engine = engine
+    box: Box
+    labels_ijk: npt.NDArray[Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One pass over one image."""
+
+    engine: StreamingEngine
+    plan: MemoryPlan
+    to_frame: AxisTurn
+    labels_ijk: npt.NDArray[Any]
+    entropy_ijk: npt.NDArray[np.uint8] | None
+
+
+class Predictor:
+    """One model, or several as an ensemble; build once, use for many volumes.
+
+    Members whose inputs are prepared alike (the folds of one training) see the same windows, and
+    their logits are averaged. Others have their probabilities averaged on the image's own grid.
+
+    Args:
+        members: At least one; all with the same labels.
+        settings: How predictions are made.
+        device: Where the networks are.
+
+    Raises:
+        ConfigError: ``ensemble-labels`` if the members' labels differ.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: PredictionSettings | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        self.settings = settings or PredictionSettings()
+        self.device = device or torch.device("cpu")
+        self.card = self.members[0].card
+        _check_labels_alike([member.card for member in self.members])
+        self._passes: dict[tuple[int, int], DryPass] = {}
 
     @classmethod
     def load(
         cls,
-        folder: Path,
+        folder: Path | Sequence[Path],
+        settings: PredictionSettings | None = None,
         *,
         device: str = "auto",
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-        overlap: float | None = None,
-        batch: int = 1,
+        store: Path | None = None,
     ) -> Predictor:
-        """Load a model folder onto a device.
+        """Load model folders onto a device.
 
         Args:
-            folder: A model folder, or a run folder that holds one.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            precision: Arithmetic inside the network.
-            overlap: Window overlap, 0 to below 1; None takes the model's own.
-            batch: Windows per forward call.
+            folder: A model folder, or a run folder that holds one; several for an ensemble.
+            settings: How predictions are made.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            store: File that keeps measured choices of precision between runs; None keeps nothing.
 
         Raises:
-            ConfigError: If the folder, the device or the overlap cannot be used.
-            FormatError: If the weights are damaged.
+            ConfigError: If a folder or the device cannot be used, or the models' labels differ.
+            FormatError: If weights are damaged.
         """
-        if overlap is not None and not 0 <= overlap < 1:
+        settings = settings or PredictionSettings()
+        folders = [folder] if isinstance(folder, Path) else list(folder)
+        if not folders:
             raise ConfigError(
-                "overlap",
-                expected="a number from 0 to below 1",
-                found=str(overlap),
-                remedy="use 0.5 for quality or 0.25 for speed",
-                code="overlap",
+                "model",
+                expected="at least one model folder",
+                found="none",
+                remedy="name a model",
+                code="model-missing",
             )
         place = choose_device(device)
-        network, card = load_model(folder)
-        network = network.to(place)
-        arrange_weights(network, channels_last=True)
-        engine = PlainEngine(
-            window_ijk=card.inputs.window_ijk,
-            overlap=card.inputs.overlap if overlap is None else overlap,
-            batch=batch,
-            device=place,
-            autocast=PRECISIONS[precision],
-        )
-        return cls(network, card, engine)
+        with using_threads(_threads(settings)):
+            members = [_loaded(one, settings, place, store) for one in folders]
+        return cls(members, settings, place)
 
-    def predict(self, volume: Volume, listener: Listener | None = None) -> Prediction:
+    def plan(self, volume: Volume, *, roi: Box | None = None) -> MemoryPlan:
+        """What predicting a volume will hold in memory, and how it will go about it.
+
+        The networks run once on a window, if they have not yet.
+
+        Raises:
+            As :meth:`predict`, before any work on the image.
+        """
+        with using_threads(_threads(self.settings)), torch.inference_mode():
+            return self._task(volume, roi, None).plan
+
+    def predict(
+        self,
+        volume: Volume,
+        listener: Listener | None = None,
+        *,
+        roi: Box | None = None,
+        on_probabilities: ProbabilitySink | None = None,
+    ) -> Prediction:
         """Segment one volume.
+
+        Args:
+            volume: The image.
+            listener: Told of progress; asked between windows whether to stop.
+            roi: Box of voxels to look at; the rest is background.
+            on_probabilities: Gets the probabilities, slab by slab, if given.
 
         Raises:
             ShapeError: If the number of channels is not the model's.
             GeometryError: If the image is a single slice or far smaller than the model's window.
-            ResourceError: If memory does not suffice, told before the work begins.
+            ResourceError: If memory does not suffice: told before the work begins where it can be.
+            FormatError: ``network-not-finite``.
             Cancelled: If the listener asked to stop.
         """
-        clock = time.perf_counter()
-        inputs = self.card.inputs
-        check_channels(volume, inputs)
-        turned_grid = axis_turn(volume.grid, inputs.orientation).turn_grid(volume.grid)
-        notes = check_extent(turned_grid, inputs)
-        self._check_memory(turned_grid)
-        try:
-            prepared = prepare(volume, inputs)
-            prepared_at = time.perf_counter()
-            classes = self.engine.classes(self.network, prepared, listener or Silent())
-        except RuntimeError as error:
-            # torch's allocator on the CPU has no exception of its own
-            if "allocate memory" not in str(error):
-                raise
-            raise ResourceError(
-                "image",
-                expected="enough memory for the image and its logits",
-                found="none left",
-                remedy="crop the image, or use a machine with more memory",
-                code="out-of-memory",
-            ) from error
-        values = np.array(self.card.class_values)
-        kind = np.uint8 if values.max() <= 255 else np.uint16
-        turned = values.astype(kind)[classes]
-        labels = LabelMap(
-            np.ascontiguousarray(prepared.to_model.inverse().turn_array(turned)),
-            prepared.source_grid,
-            self.card.scheme(),
-        )
-        seconds = {
-            "prepare": prepared_at - clock,
-            "network": time.perf_counter() - prepared_at,
-        }
-        return Prediction(labels, seconds, notes)
+        slabs = self.slabs(volume, listener, roi=roi, on_probabilities=on_probabilities)
+        while True:
+            try:
+                next(slabs)
+            except StopIteration as finished:
+                prediction: Prediction = finished.value
+                return prediction
 
-    def _check_memory(self, turned_grid: Grid) -> None:
-        """Refuse what the engine cannot hold: input and logits on the model's grid, in float32.
+    def slabs(
+        self,
+        volume: Volume,
+        listener: Listener | None = None,
+        *,
+        roi: Box | None = None,
+        on_probabilities: ProbabilitySink | None = None,
+    ) -> Generator[Finished, None, Prediction]:
+        """As :meth:`predict`, yielding after each finished slab.
 
-        A wrong spacing in a header shows here too, as a model grid of absurd size.
-
-        Raises:
-            ResourceError: If that is more than the memory that is free.
+        Returns:
+            The prediction, as the generator's value.
         """
-        inputs = self.card.inputs
-        shape = (
-            turned_grid.shape_ijk
-            if inputs.spacing_mm is None
-            else respace_shape(turned_grid, inputs.spacing_mm)
+        listener = listener or Silent()
+        settings = self.settings
+        clock = time.perf_counter()
+        notes: list[str] = []
+        with (
+            using_threads(_threads(settings)),
+            PeakMeter() as meter,
+            measured_vram(self.device) as vram,
+        ):
+            for member in self.members:
+                turned = axis_turn(volume.grid, member.card.inputs.orientation).turn_grid(
+                    volume.grid
+                )
+                check_channels(volume, member.card.inputs)
+                notes += check_extent(turned, member.card.inputs)
+                notes += member.numerics.notes
+            try:
+                if settings.find_region and roi is None:
+                    roi, found = self._search(volume, listener)
+                    notes += found
+                task = self._task(volume, roi, on_probabilities)
+                planned_at = time.perf_counter()
+                feed = _ProbabilityFeed(task, volume.grid, on_probabilities)
+                outputs = Outputs(
+                    task.to_frame.turn_array(task.labels_ijk),
+                    None
+                    if task.entropy_ijk is None
+                    else task.to_frame.turn_array(task.entropy_ijk),
+                )
+                back = task.to_frame.inverse()
+                for slab in task.engine.run(outputs, listener):
+                    feed.take(slab)
+                    frame_shape = task.to_frame.turn_grid(volume.grid).shape_ijk
+                    yield Finished(turned_box(slab.box, back, frame_shape), task.labels_ijk)
+                feed.finish()
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, MedsegError) or not is_out_of_memory(error):
+                    raise
+                raise _out_of_memory(self.device) from error
+            networked_at = time.perf_counter()
+            labels = LabelMap(task.labels_ijk, volume.grid, self.card.scheme())
+            cleaning = settings.post_processing
+            if cleaning is None:
+                cleaning = self.card.post_processing
+            if cleaning:
+                labels, changes = clean_labels(labels, cleaning, listener)
+                notes += changes
+            peak = meter.look()
+        engine = task.engine
+        notes += [f"memory ran out, went on with {step}" for step in engine.steps_taken]
+        return Prediction(
+            labels=labels,
+            entropy_ijk=task.entropy_ijk,
+            plan=task.plan,
+            peak_ram_bytes=peak,
+            peak_vram_bytes=vram[0] if vram else None,
+            windows=engine.windows,
+            windows_computed=engine.windows_computed,
+            forward_calls=engine.forward_calls,
+            steps_down=tuple(engine.steps_taken),
+            seconds={
+                "plan": planned_at - clock,
+                "network": networked_at - planned_at,
+                "post_processing": time.perf_counter() - networked_at,
+            },
+            notes=tuple(dict.fromkeys(notes)),
         )
-        # input, a padded copy, logits, sum of weights; then two classes on the image's grid
-        maps = 2 * len(inputs.channels) + len(self.card.class_values) + 1
-        wanted = 4 * (maps * math.prod(shape) + 3 * math.prod(turned_grid.shape_ijk))
-        free = psutil.virtual_memory().available
-        if wanted > free:
-            raise ResourceError(
-                "image",
-                expected=f"one that fits into the {free / 2**30:.1f} GiB of memory that are free",
-                found=f"spacing {_in_mm(turned_grid)} that makes {shape} voxels at the model's "
-                f"spacing, which need {wanted / 2**30:.1f} GiB",
-                remedy="check the spacing in the image's header, crop the image, or use a machine "
-                "with more memory",
-                code="image-too-large",
+
+    def _task(
+        self, volume: Volume, roi: Box | None, on_probabilities: ProbabilitySink | None
+    ) -> _Task:
+        settings = self.settings
+        for member in self.members:
+            check_channels(volume, member.card.inputs)
+            _check_size(volume, member.card, settings)
+        sets = _alike([member.card.inputs for member in self.members])
+        # probabilities come in the order of the image's own axes, and several groups must agree
+        plain_frame = len(sets) > 1 or on_probabilities is not None
+        to_frame = (
+            _UNTURNED if plain_frame else axis_turn(volume.grid, self.card.inputs.orientation)
+        )
+        wanted = self._body(volume, to_frame)
+        groups = [self._group(volume, to_frame, numbers, wanted) for numbers in sets]
+        decision = Decision(
+            values=self.card.class_values,
+            overlapping=self.card.regions is not None,
+            entropy=settings.uncertainty,
+            probabilities=on_probabilities is not None,
+        )
+        engine = StreamingEngine(
+            groups,
+            decision,
+            Sweep(smallest_axis(groups), settings.batch, place=self.device),
+            None
+            if roi is None
+            else turned_box(_checked(roi, volume.grid), to_frame, volume.grid.shape_ijk),
+        )
+        passes = self._dry_passes(groups, sets)
+        engine.sweep = replace(engine.sweep, batch=passes[0].batch)
+        kind = np.uint8 if max(self.card.scheme().values) <= 255 else np.uint16
+        order = _memory_order(volume)
+        shape = volume.grid.shape_ijk
+        labels_ijk = np.zeros(shape, dtype=kind, order=order)
+        entropy_ijk = np.zeros(shape, dtype=np.uint8, order=order) if settings.uncertainty else None
+        plan = self._planned(engine, passes, volume, [labels_ijk, entropy_ijk])
+        engine.sweep = plan.sweep
+        return _Task(engine, plan, to_frame, labels_ijk, entropy_ijk)
+
+    def _planned(
+        self,
+        engine: StreamingEngine,
+        passes: Sequence[DryPass],
+        volume: Volume,
+        outputs: Sequence[npt.NDArray[Any] | None],
+    ) -> MemoryPlan:
+        settings = self.settings
+        on_gpu = self.device.type == "cuda"
+        weights = sum(
+            tensor.nbytes
+            for member in self.members
+            for tensor in (*member.network.parameters(), *member.network.buffers())
+        )
+        image = volume.data_cijk.nbytes
+        resident = psutil.Process().memory_info().rss
+        program = max(0, resident - image - (0 if on_gpu else weights))
+        held = [
+            Item("program", "ram", program),
+            Item("weights", "vram" if on_gpu else "ram", weights),
+            Item("input", "ram", image),
+            Item("output", "ram", sum(array.nbytes for array in outputs if array is not None)),
+        ]
+        max_ram, max_vram = settings.max_ram_bytes, settings.max_vram_bytes
+        if max_ram is None:
+            max_ram = resident + int(_FREE_SHARE * psutil.virtual_memory().available)
+        if max_vram is None and on_gpu:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            max_vram = int(_FREE_SHARE * (free + torch.cuda.memory_reserved(self.device)))
+        try:
+            plan = plan_memory(
+                engine, passes, held=held, max_ram_bytes=max_ram, max_vram_bytes=max_vram
+            )
+        except ResourceError as error:
+            if settings.max_ram_bytes is not None or settings.max_vram_bytes is not None:
+                raise
+            raise _too_large(volume.grid, engine.groups[0].image.grid.shape_ijk, error) from error
+        return replace(
+            plan, max_ram_bytes=settings.max_ram_bytes, max_vram_bytes=settings.max_vram_bytes
+        )
+
+    def _group(
+        self,
+        volume: Volume,
+        to_frame: AxisTurn,
+        numbers: Sequence[int],
+        wanted: npt.NDArray[np.bool_] | None,
+    ) -> Group:
+        settings = self.settings
+        members = [self.members[number] for number in numbers]
+        inputs = members[0].card.inputs
+        image = ModelImage(volume, inputs, coarser=settings.coarser, frame=to_frame)
+        axes = inputs.mirror_axes if settings.mirror == "model" else settings.mirror
+        return Group(
+            networks=tuple(member.network for member in members),
+            image=image,
+            window_ijk=image.in_frame(inputs.window_ijk),
+            overlap=inputs.overlap if settings.overlap is None else settings.overlap,
+            blending=settings.blending,
+            mirror_axes=tuple("ijk".index(axis) for axis in axes),
+            device=self.device,
+            channels_last=members[0].numerics.channels_last,
+            overlapping=self.card.regions is not None,
+            skip_constant=settings.skip != "none",
+            wanted=wanted,
+        )
+
+    def _dry_passes(self, groups: Sequence[Group], sets: Sequence[Sequence[int]]) -> list[DryPass]:
+        batch = self.settings.batch
+        while True:
+            try:
+                return [
+                    self._dry_pass(group, numbers[0], batch)
+                    for group, numbers in zip(groups, sets, strict=True)
+                ]
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if batch == 1:
+                    raise _out_of_memory(self.device) from error
+                batch //= 2
+
+    def _dry_pass(self, group: Group, number: int, batch: int) -> DryPass:
+        if (number, batch) not in self._passes:
+            with torch.inference_mode():
+                self._passes[number, batch] = dry_pass(group, batch)
+        return self._passes[number, batch]
+
+    def _body(self, volume: Volume, to_frame: AxisTurn) -> npt.NDArray[np.bool_] | None:
+        if self.settings.skip != "body":
+            return None
+        is_ct = self.card.inputs.channels[0].modality == "CT"
+        turned: npt.NDArray[np.bool_] = to_frame.turn_array(body_mask(volume, is_ct=is_ct))
+        return turned
+
+    def _search(self, volume: Volume, listener: Listener) -> tuple[Box | None, list[str]]:
+        """The box round everything that a rough pass finds, with a margin."""
+        rough = Predictor(
+            self.members,
+            self.settings.model_copy(
+                update={
+                    "coarser": self.settings.coarser * _SEARCH_COARSER,
+                    "find_region": False,
+                    "overlap": 0.25,
+                    "mirror": (),
+                    "uncertainty": False,
+                    "post_processing": (),
+                }
+            ),
+            self.device,
+        )
+        try:
+            for member in self.members:
+                turned = axis_turn(volume.grid, member.card.inputs.orientation).turn_grid(
+                    volume.grid
+                )
+                check_extent(turned, member.card.inputs, coarser=rough.settings.coarser)
+        except MedsegError:
+            return None, ["too small for a rough pass: the whole image was predicted"]
+        labels_ijk = rough.predict(volume, listener).labels.data_ijk
+        spans = []
+        for axis, (extent, step) in enumerate(
+            zip(volume.grid.shape_ijk, volume.grid.spacing_mm, strict=True)
+        ):
+            others = tuple(other for other in range(3) if other != axis)
+            there = np.flatnonzero(labels_ijk.any(axis=others))
+            if there.size == 0:
+                return None, ["the rough pass found nothing: the whole image was predicted"]
+            margin = math.ceil(_SEARCH_MARGIN_MM / step)
+            spans.append((max(0, int(there[0]) - margin), min(extent, int(there[-1]) + 1 + margin)))
+        box = (spans[0], spans[1], spans[2])
+        return box, [f"looked closely at voxels {box} only, where a rough pass found something"]
+
+
+class _ProbabilityFeed:
+    """Hands probabilities on plane by plane, background where nothing was looked at.
+
+    Args:
+        task: Its slabs are on the image's own axes.
+        grid: Of the image.
+        sink: Where they go, or None.
+    """
+
+    def __init__(self, task: _Task, grid: Grid, sink: ProbabilitySink | None) -> None:
+        self._sink = sink
+        self._shape = grid.shape_ijk
+        self._decision = task.engine.decision
+        self._axis = task.engine.sweep.axis
+        self._next = 0
+
+    def take(self, slab: Slab) -> None:
+        """Pass a slab on."""
+        if self._sink is None or slab.probabilities is None:
+            return
+        first, last = slab.box[self._axis]
+        self._fill(first)
+        whole = self._background(last - first)
+        where = [slice(*span) for span in slab.box]
+        where[self._axis] = slice(None)
+        whole[(slice(None), *where)] = slab.probabilities
+        self._sink(self._axis, first, whole)
+        self._next = last
+
+    def finish(self) -> None:
+        """Fill what is left."""
+        if self._sink is not None:
+            self._fill(self._shape[self._axis])
+
+    def _fill(self, stop: int) -> None:
+        assert self._sink is not None  # noqa: S101 - asked before
+        for plane in range(self._next, stop):
+            self._sink(self._axis, plane, self._background(1))
+        self._next = stop
+
+    def _background(self, thickness: int) -> npt.NDArray[np.float32]:
+        shape = list(self._shape)
+        shape[self._axis] = thickness
+        planes = np.zeros((len(self._decision.values), *shape), dtype=np.float32)
+        if not self._decision.overlapping:
+            planes[0] = 1.0
+        return planes
+
+
+def _loaded(
+    folder: Path, settings: PredictionSettings, device: torch.device, store: Path | None
+) -> Member:
+    network, card = load_model(folder)
+    network = network.to(device)
+    form = to_inference_form(network)
+    numerics = choose_inference_numerics(
+        form,
+        (1, len(card.inputs.channels), *card.inputs.window_ijk),
+        device,
+        settings.precision,
+        store=store,
+        key=f"{card.weights_sha256} {card.inputs.window_ijk}",
+        regions=card.regions is not None,
+    )
+    if numerics.autocast_dtype is not None:
+        form = to_inference_form(network, numerics.autocast_dtype)
+    arrange_weights(form, channels_last=numerics.channels_last)
+    return Member(form, card, numerics)
+
+
+def _threads(settings: PredictionSettings) -> int:
+    cores = settings.threads or torch.get_num_threads()
+    return inference_threads(cores, responsive=settings.responsive)
+
+
+def _alike(inputs: Sequence[InputSettings]) -> list[list[int]]:
+    """Numbers of the members whose inputs are prepared alike, group by group."""
+    sets: list[list[int]] = []
+    for number, one in enumerate(inputs):
+        for numbers in sets:
+            if inputs[numbers[0]] == one:
+                numbers.append(number)
+                break
+        else:
+            sets.append([number])
+    return sets
+
+
+def _names(card: ModelCard) -> list[tuple[int, str]]:
+    return [(label.value, label.name) for label in card.scheme().labels]
+
+
+def _check_labels_alike(cards: Sequence[ModelCard]) -> None:
+    first = cards[0]
+    for card in cards[1:]:
+        names = [
+            [(label.value, label.name) for label in one.scheme().labels] for one in (first, card)
+        ]
+        if names[0] != names[1] or first.regions != card.regions:
+            raise ConfigError(
+                f"model {card.name}",
+                expected=f"the labels and regions of {first.name}, as their answers are averaged",
+                found="others",
+                remedy="predict with models of one label scheme, or one after the other",
+                code="ensemble-labels",
             )
 
 
-def _in_mm(grid: Grid) -> str:
-    return " x ".join(f"{step:g}" for step in grid.spacing_mm) + " mm"
+def _check_size(volume: Volume, card: ModelCard, settings: PredictionSettings) -> None:
+    """Refuse an image whose header makes it absurdly large at the model's spacing.
+
+    Raises:
+        ResourceError: If not even the narrowest slab could be held.
+    """
+    inputs = card.inputs
+    turned = axis_turn(volume.grid, inputs.orientation).turn_grid(volume.grid)
+    shape = model_shape(turned, inputs, coarser=settings.coarser)
+    least = min(
+        2 * len(card.class_values) * window * math.prod(shape) // extent // 64
+        for window, extent in zip(inputs.window_ijk, shape, strict=True)
+    )
+    free = psutil.virtual_memory().available
+    if least > free or max(shape) > 1 << 24:
+        raise _too_large(volume.grid, shape)
+
+
+def _too_large(
+    grid: Grid, shape: tuple[int, int, int], cause: ResourceError | None = None
+) -> ResourceError:
+    spacing = " x ".join(f"{step:g}" for step in grid.spacing_mm)
+    free = psutil.virtual_memory().available
+    return ResourceError(
+        "image",
+        expected=f"one that fits into the {in_words(free)} of memory that are free"
+        + ("" if cause is None else f" ({cause.expected} in all)"),
+        found=f"spacing {spacing} mm that makes {shape} voxels at the model's spacing",
+        remedy="check the spacing in the image's header, crop the image, or use a machine with "
+        "more memory",
+        code="image-too-large",
+    )
+
+
+def _checked(roi: Box, grid: Grid) -> Box:
+    for (first, last), extent in zip(roi, grid.shape_ijk, strict=True):
+        if not 0 <= first < last <= extent:
+            raise ConfigError(
+                "region of interest",
+                expected=f"first < last within the image's extents {grid.shape_ijk} on every axis",
+                found=str(roi),
+                remedy="give voxels of the image, counted from 0, the last one exclusive",
+                code="roi",
+            )
+    return roi
+
+
+def _memory_order(volume: Volume) -> Any:  # noqa: ANN401 - numpy's literal
+    """``F`` if the image's first axis is the fastest, as NIfTI's is, so that slabs lie together."""
+    strides = np.abs(volume.data_cijk.strides[1:])
+    return "F" if strides[0] < strides[2] else "C"
+
+
+def _out_of_memory(device: torch.device) -> ResourceError:
+    return ResourceError(
+        "segmentation",
+        expected="enough memory for one window of the network",
+        found=f"none left on {device}",
+        remedy="close other programs, or use another device or a smaller model",
+        code="out-of-memory",
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medseg.errors import ShapeError
 
-__all__ = ["gaussian_weights", "window_starts"]
+__all__ = ["Blending", "blending_weights", "gaussian_weights", "window_starts"]
+
+Blending = Literal["gaussian", "constant"]
 
 
 def window_starts(
@@ -67,3 +70,12 @@ def gaussian_weights(window: Sequence[int], sigma_share: float = 0.125) -> Tenso
         bell = torch.exp(-0.5 * (distance / (length * sigma_share)) ** 2)
         weights = weights[..., None] * bell
     return (weights / weights.max()).clamp_min(1e-4).to(torch.float32)
+
+
+def blending_weights(window: Sequence[int], blending: Blending) -> Tensor:
+    """Weight of each voxel of a window: :func:`gaussian_weights`, or 1 everywhere.
+
+    Returns:
+        ``(*window)`` float32.
+    """
+    return gaussian_weights(window) if blending == "gaussian" else torch.ones(tuple(window))

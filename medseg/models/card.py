@@ -25,12 +25,15 @@ __all__ = [
     "Channel",
     "ClipZScore",
     "InputSettings",
+    "LabelCleaning",
     "ModelCard",
     "ModelDescription",
     "NetworkChoice",
     "Normalisation",
+    "Region",
     "SliceSettings",
     "Training",
+    "Unchanged",
     "ZScore",
     "load_card",
     "model_folder",
@@ -73,7 +76,13 @@ class ClipZScore(_Frozen):
         return self
 
 
-Normalisation = Annotated[ZScore | ClipZScore, Field(discriminator="kind")]
+class Unchanged(_Frozen):
+    """Leave intensities as they are: the image was normalised by whoever hands it over."""
+
+    kind: Literal["unchanged"] = "unchanged"
+
+
+Normalisation = Annotated[ZScore | ClipZScore | Unchanged, Field(discriminator="kind")]
 
 
 class Channel(_Frozen):
@@ -94,6 +103,13 @@ class InputSettings(_Frozen):
     ``orientation`` is three letters or ``slices_last`` (see
     :func:`~medseg.core.orientation.axis_turn`). ``spacing_mm`` of None keeps each image's own
     spacing. ``window_ijk`` is the extent of one network input in voxels of the model's grid.
+
+    ``interpolation`` is how intensities are brought to that grid: linear, or cubic convolution;
+    where voxels get larger both average over the voxel. With ``thick_slices`` of "nearest", the
+    axis of an image whose spacing is more than three times that of the finest one is treated as
+    nnU-Net does: intensities and logits are interpolated within the slices, and taken from the
+    nearest slice across them. ``mirror_axes`` are the axes that training mirrored, hence those that
+    test-time augmentation may mirror.
     """
 
     channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
@@ -101,6 +117,9 @@ class InputSettings(_Frozen):
     spacing_mm: tuple[Positive, Positive, Positive] | None
     window_ijk: tuple[Extent, Extent, Extent]
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    interpolation: Literal["linear", "cubic"] = "linear"
+    thick_slices: Literal["interpolate", "nearest"] = "interpolate"
+    mirror_axes: tuple[Literal["i", "j", "k"], ...] = ()
 
     @field_validator("orientation")
     @classmethod
@@ -168,6 +187,41 @@ class NetworkChoice(_Frozen):
     slices: SliceSettings | None = None
 
 
+class Region(_Frozen):
+    """One output channel of a network whose channels may overlap, such as BraTS' whole tumour.
+
+    ``members`` are the label values that the region is made of. Where the channel's probability
+    (sigmoid) is above one half, the voxel gets ``writes``; regions are written in their order, so
+    that a later one overwrites an earlier one.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    members: Annotated[tuple[int, ...], Field(min_length=1)]
+    writes: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _writes_a_member(self) -> Self:
+        if self.writes not in self.members:
+            raise ValueError("writes must be one of members")
+        return self
+
+
+class LabelCleaning(_Frozen):
+    """What is done to one structure after the network, in the order of the fields.
+
+    ``label`` is the structure's name, or ``*`` for every one. Millimetres are measured in the
+    patient, whatever the voxels are. ``closing_mm`` closes gaps up to twice that radius without
+    taking voxels from other structures; ``fill_holes`` fills what is enclosed in three dimensions.
+    ``keep_largest`` keeps one connected piece (26 neighbours), ``min_mm3`` removes smaller pieces.
+    """
+
+    label: Annotated[str, Field(min_length=1)] = "*"
+    closing_mm: Annotated[float, Field(ge=0, le=40)] = 0.0
+    fill_holes: bool = False
+    keep_largest: bool = False
+    min_mm3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
 class Training(_Frozen):
     """Where the weights come from."""
 
@@ -191,7 +245,10 @@ class ModelDescription(_Frozen):
     """What is known of a model apart from its weights' hash.
 
     ``labels`` holds a :class:`~medseg.core.LabelScheme` as plain JSON; :meth:`scheme` builds it.
-    Output channel ``n`` of the network is label ``class_values[n]``; channel 0 is background.
+    Output channel ``n`` of the network is label ``class_values[n]``; channel 0 is background. With
+    ``regions`` the channels are those regions instead, and none is background.
+    ``post_processing`` is what the model's makers found to help, applied unless the user says
+    otherwise.
     """
 
     format: Literal["medseg-model/1"] = "medseg-model/1"
@@ -201,6 +258,8 @@ class ModelDescription(_Frozen):
     network: NetworkChoice
     inputs: InputSettings
     labels: dict[str, Any]
+    regions: tuple[Region, ...] | None = None
+    post_processing: tuple[LabelCleaning, ...] = ()
     training: Training
     licence: str
     intended_use: str = "Research software, not a medical device."
@@ -210,13 +269,27 @@ class ModelDescription(_Frozen):
     def _labels_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
         return LabelScheme.from_dict(value).to_dict()
 
+    @model_validator(mode="after")
+    def _names_and_values_listed(self) -> Self:
+        scheme = self.scheme()
+        names = {label.name for label in scheme.labels}
+        for cleaning in self.post_processing:
+            if cleaning.label not in names | {"*"}:
+                raise ValueError(f"post_processing names {cleaning.label!r}, labels does not")
+        for region in self.regions or ():
+            if strangers := set(region.members) - set(scheme.values):
+                raise ValueError(f"region {region.name!r} has values {strangers} that no label has")
+        return self
+
     def scheme(self) -> LabelScheme:
         """The label scheme as a value."""
         return LabelScheme.from_dict(self.labels)
 
     @property
     def class_values(self) -> tuple[int, ...]:
-        """Label value of each output channel, background first."""
+        """Label value of each output channel, background first; that of each region, if any."""
+        if self.regions is not None:
+            return tuple(region.writes for region in self.regions)
         return (0, *self.scheme().values)
 
 

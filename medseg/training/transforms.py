@@ -25,7 +25,7 @@ from torch import Tensor
 
 from medseg.core import LabelScheme
 from medseg.data.datalist import Case
-from medseg.data.preparation import prepare, prepare_labels
+from medseg.data.preparation import ModelImage, prepare_labels
 from medseg.errors import GeometryError
 from medseg.io.reading import read_channels, read_labels
 from medseg.models.card import InputSettings
@@ -97,7 +97,7 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
                 remedy="resample the label map to the image's grid first",
                 code="label-grid-differs",
             )
-        x_cijk = prepare(volume, self.inputs).x_cijk
+        x_cijk = ModelImage(volume, self.inputs).whole()
         values_ijk = prepare_labels(labels, self.inputs)
         return {IMAGE: x_cijk, LABEL: _classes(values_ijk, self.scheme)[None], "id": case.id}
 

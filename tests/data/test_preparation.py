@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.core import Grid, LabelMap, LabelScheme, Volume
-from medseg.data.preparation import check_extent, prepare, prepare_labels
+from medseg.data.preparation import ModelImage, check_extent, prepare_labels
 from medseg.errors import GeometryError, ShapeError
 from medseg.io.reading import read_image, read_labels
 from medseg.models.card import Channel, ClipZScore, InputSettings, ZScore
@@ -44,8 +44,8 @@ def test_a_bright_voxel_stays_where_it_is_in_the_world(orientation, voxel):
     data = np.zeros((1, 9, 10, 11), dtype=np.int16)
     data[(0, *voxel)] = 1000
     volume = Volume(data, oblique_grid())
-    prepared = prepare(volume, inputs(orientation=orientation))
-    found = np.unravel_index(int(prepared.x_cijk[0].argmax()), prepared.grid.shape_ijk)
+    prepared = ModelImage(volume, inputs(orientation=orientation))
+    found = np.unravel_index(int(prepared.whole()[0].argmax()), prepared.grid.shape_ijk)
     np.testing.assert_allclose(
         prepared.grid.world_from_voxel(found), volume.grid.world_from_voxel(voxel), atol=1e-9
     )
@@ -56,9 +56,9 @@ def test_a_bright_blob_stays_where_it_is_when_the_spacing_changes():
     index = np.stack(np.meshgrid(*map(np.arange, (30, 24, 20)), indexing="ij"), axis=-1)
     blob = np.exp(-((index - [12.0, 11.0, 9.0]) ** 2).sum(-1) / 8.0).astype(np.float32)
     grid = oblique_grid((30, 24, 20))
-    prepared = prepare(Volume(blob[None], grid), inputs(spacing=(1.7, 1.3, 2.9)))
+    prepared = ModelImage(Volume(blob[None], grid), inputs(spacing=(1.7, 1.3, 2.9)))
     # normalising shifts by a constant: the corner value is what zero became
-    weight = (prepared.x_cijk[0] - prepared.x_cijk[0, 0, 0, 0]).clamp_min(0).numpy()
+    weight = (prepared.whole()[0] - prepared.whole()[0, 0, 0, 0]).clamp_min(0).numpy()
     voxels = np.stack(np.meshgrid(*map(np.arange, weight.shape), indexing="ij"), axis=-1)
     centre = (voxels * weight[..., None]).sum((0, 1, 2)) / weight.sum()
     world = prepared.grid.world_from_voxel(centre)
@@ -70,18 +70,18 @@ def test_labels_and_image_land_on_one_grid():
     labels = np.zeros(grid.shape_ijk, dtype=np.uint8)
     labels[2:6, 3:7, 4:8] = 2
     settings_ = inputs(spacing=(1.0, 1.0, 3.0))
-    prepared = prepare(Volume(labels[None].astype(np.float32), grid), settings_)
+    prepared = ModelImage(Volume(labels[None].astype(np.float32), grid), settings_)
     found = prepare_labels(LabelMap(labels, grid, SCHEME), settings_)
     assert tuple(found.shape) == prepared.grid.shape_ijk
     assert set(torch.unique(found).tolist()) == {0, 2}
-    bright = prepared.x_cijk[0] > (prepared.x_cijk[0].max() + prepared.x_cijk[0].min()) / 2
+    bright = prepared.whole()[0] > (prepared.whole()[0].max() + prepared.whole()[0].min()) / 2
     overlap = 2 * int((bright & (found == 2)).sum()) / int(bright.sum() + (found == 2).sum())
     assert overlap > 0.85
 
 
 def test_zscore_gives_mean_zero_and_deviation_one_even_for_huge_values():
     data = np.random.default_rng(1).normal(1e6, 3e5, (1, 12, 12, 12)).astype(np.float32)
-    x = prepare(Volume(data, Grid((12, 12, 12), np.eye(4))), inputs()).x_cijk
+    x = ModelImage(Volume(data, Grid((12, 12, 12), np.eye(4))), inputs()).whole()
     assert abs(float(x.mean())) < 1e-5
     assert float(x.std(correction=0)) == pytest.approx(1, abs=1e-5)
 
@@ -90,7 +90,7 @@ def test_the_callers_array_is_not_changed():
     data = np.full((1, 8, 8, 8), 7, dtype=np.float32)
     data[0, 0] = 1
     before = data.copy()
-    prepare(Volume(data, Grid((8, 8, 8), np.eye(4))), inputs())
+    ModelImage(Volume(data, Grid((8, 8, 8), np.eye(4))), inputs())
     np.testing.assert_array_equal(data, before)
 
 
@@ -98,7 +98,7 @@ def test_zeros_stay_zero_where_only_other_voxels_count():
     data = np.zeros((1, 8, 8, 8), dtype=np.float32)
     data[0, :4] = np.arange(4 * 64).reshape(4, 8, 8) + 1
     channel = Channel(name="T1", normalisation=ZScore(nonzero_only=True))
-    x = prepare(Volume(data, Grid((8, 8, 8), np.eye(4))), inputs(channels=(channel,))).x_cijk[0]
+    x = ModelImage(Volume(data, Grid((8, 8, 8), np.eye(4))), inputs(channels=(channel,))).whole()[0]
     assert (x[4:] == 0).all()
     assert float(x[:4].mean()) == pytest.approx(0, abs=1e-6)
     assert float(x[:4].std(correction=0)) == pytest.approx(1, abs=1e-6)
@@ -106,7 +106,7 @@ def test_zeros_stay_zero_where_only_other_voxels_count():
 
 def test_a_constant_image_becomes_zero_not_nan():
     data = np.full((1, 8, 8, 8), 300, dtype=np.int16)
-    x = prepare(Volume(data, Grid((8, 8, 8), np.eye(4))), inputs()).x_cijk
+    x = ModelImage(Volume(data, Grid((8, 8, 8), np.eye(4))), inputs()).whole()
     assert (x == 0).all()
 
 
@@ -114,7 +114,7 @@ def test_ct_is_clipped_and_scaled_by_fixed_numbers():
     data = np.array([-2000, 0, 100, 4000], dtype=np.int16).reshape(1, 4, 1, 1)
     how = ClipZScore(lower=-1000, upper=1000, mean=100, std=50)
     channel = Channel(name="CT", modality="CT", normalisation=how)
-    x = prepare(Volume(data, Grid((4, 1, 1), np.eye(4))), inputs(channels=(channel,))).x_cijk
+    x = ModelImage(Volume(data, Grid((4, 1, 1), np.eye(4))), inputs(channels=(channel,))).whole()
     assert x.flatten().tolist() == [-22.0, -2.0, 0.0, 18.0]
 
 
@@ -124,7 +124,7 @@ def test_a_wrong_number_of_channels_is_told_with_the_remedy():
     with pytest.raises(
         ShapeError, match=r"expected 2 channels \(T1, FLAIR\), found 1; .*--channel"
     ):
-        prepare(volume, inputs(channels=two))
+        ModelImage(volume, inputs(channels=two))
 
 
 def test_one_slice_is_refused():
@@ -152,10 +152,10 @@ def test_the_slices_of_real_cardiac_mr_come_last_with_their_labels(shared_data):
     for path in paths:
         labels = read_labels(path, hearts)
         volume = read_image(path.with_name(path.name.replace("_gt", ""))).volume
-        ready = prepare(volume, inputs(orientation="slices_last"))
+        ready = ModelImage(volume, inputs(orientation="slices_last"))
         turned = prepare_labels(labels, inputs(orientation="slices_last"))
         assert ready.grid.spacing_mm[2] == pytest.approx(max(volume.grid.spacing_mm))
-        assert ready.x_cijk.shape[1:] == turned.shape == ready.grid.shape_ijk
+        assert ready.whole().shape[1:] == turned.shape == ready.grid.shape_ijk
         assert sorted(turned.unique().tolist()) == sorted(np.unique(labels.data_ijk).tolist())
         back = ready.to_model.inverse().turn_array(turned.numpy())
         np.testing.assert_array_equal(back, labels.data_ijk)

@@ -455,7 +455,7 @@ def test_a_series_without_identifiers_gives_the_nifti_result_and_says_why_no_seg
     result, answer = predict_json(series, "-m", model, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     (case,) = answer["cases"]
-    assert set(case["files"]) == {"nifti", "table", "report"}
+    assert set(case["files"]) == {"nifti", "table", "statistics", "statistics_table", "report"}
     told = "no DICOM SEG can refer to this series: it lacks StudyInstanceUID"
     assert told in case["notes"]
     assert told in result.stderr

@@ -355,6 +355,24 @@ def test_a_run_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_pa
         run(tmp_path / "file" / "run", tmp_path / "no dataset", tiny_settings())
 
 
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"name": "revunett"}, r"network: .*nearest: revunet"),
+        ({"name": "revunet", "settings": {"preset": "tyni"}}, "nearest: tiny"),
+        ({"name": "revunet", "settings": {"blcks": 1}}, "nearest: blocks"),
+        ({"name": "revunet", "settings": {"blocks": 0}}, "revunet, blocks: expected"),
+        ({"name": "macmd", "settings": {"preset": "tiny", "encoder": "resnett50"}}, "resnet50"),
+    ],
+)
+def test_a_network_that_does_not_exist_is_told_before_the_dataset_is_opened(
+    tmp_path, network, words
+):
+    content = {**tiny_settings(), "network": network}
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path / "run", tmp_path / "no dataset", content)
+
+
 def test_an_encoder_begins_with_the_weights_of_a_file(tmp_path, root):
     content = tiny_settings("qtseg")
     donor = build_network("qtseg", {"preset": "tiny", "in_channels": 1})

@@ -7,9 +7,10 @@ from torch import nn
 
 from medseg.core import LabelMap, LabelScheme
 from medseg.data.datalist import read_datalist
-from medseg.data.preparation import prepare
+from medseg.data.preparation import ModelImage
 from medseg.events import Cancelled, Silent
-from medseg.inference.engine import PlainEngine
+from medseg.inference.plain import plain_labels
+from medseg.inference.sweep import Group
 from medseg.io.reading import read_image, read_labels
 from medseg.metrics.overlap import dice_by_label
 from medseg.models.card import Channel, InputSettings
@@ -55,10 +56,9 @@ def test_the_dice_is_that_of_the_prediction_engine(data, window):
         scores = validator(data, window).score(Thresholds(), Silent())
     expected = []
     for case in data.train:
-        prepared = prepare(read_image(case.images[0]).volume, inputs(window))
-        engine = PlainEngine(window)
-        winners = engine.classes(Thresholds().eval(), prepared, Silent())
-        result = LabelMap(winners, prepared.grid, SCHEME)
+        image = ModelImage(read_image(case.images[0]).volume, inputs(window))
+        winners = plain_labels(Group((Thresholds().eval(),), image, window), (0, 1, 2))
+        result = LabelMap(winners.astype(np.uint8), image.grid, SCHEME)
         expected.append(dice_by_label(result, read_labels(case.label, SCHEME)))
     for name in ("near", "far"):
         mean = np.mean([dice[name] for dice in expected])

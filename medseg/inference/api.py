@@ -1,0 +1,105 @@
+"""One call from an image to labels, for scripts and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.core import Grid, LabelMap, Volume
+from medseg.errors import ConfigError
+from medseg.events import Listener
+from medseg.inference.predictor import Predictor
+from medseg.inference.settings import PredictionSettings
+from medseg.inference.sweep import Box
+
+__all__ = ["predict"]
+
+
+def predict(
+    image: Volume | npt.ArrayLike,
+    model: Predictor | Path | str | Sequence[Path | str],
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    affine_ras: npt.ArrayLike | None = None,
+    settings: PredictionSettings | None = None,
+    device: str = "auto",
+    roi: Box | None = None,
+    listener: Listener | None = None,
+) -> LabelMap:
+    """Segment an image.
+
+    >>> from medseg.inference import predict
+    >>> labels = predict(volume, "runs/my_run")  # doctest: +SKIP
+    >>> labels.volumes_ml()  # doctest: +SKIP
+
+    Args:
+        image: A :class:`~medseg.core.Volume`, or an array ``(i, j, k)`` or ``(c, i, j, k)``, which
+            needs ``affine_ras`` or ``spacing_mm`` to say where its voxels are.
+        model: A folder, several for an ensemble, or a :class:`Predictor`, which saves loading the
+            model again for each image.
+        spacing_mm: Distance between voxel centres along i, j, k; the axes are then taken to point
+            right, front and up (RAS). Where that is not so, give ``affine_ras``.
+        affine_ras: ``(4, 4)``, voxel centre to world millimetres, RAS.
+        settings: How the prediction is made; not with a :class:`Predictor`, which has its own.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; as ``settings``.
+        roi: Box of voxels to look at; the rest is background.
+        listener: Told of progress; asked between windows whether to stop.
+
+    Returns:
+        Labels on the image's own grid.
+
+    Raises:
+        ConfigError: ``predict-grid`` if an array comes without its place in the world, or a volume
+            with one; ``predict-settings`` if a predictor comes with settings.
+        MedsegError: As :meth:`Predictor.load` and :meth:`Predictor.predict`.
+    """
+    volume = _volume(image, spacing_mm, affine_ras)
+    if isinstance(model, Predictor):
+        if settings is not None or device != "auto":
+            raise ConfigError(
+                "predict",
+                expected="settings and device with the Predictor alone",
+                found="some beside it",
+                remedy="give them to Predictor.load",
+                code="predict-settings",
+            )
+        predictor = model
+    else:
+        folders = [model] if isinstance(model, str | Path) else list(model)
+        predictor = Predictor.load([Path(folder) for folder in folders], settings, device=device)
+    return predictor.predict(volume, listener, roi=roi).labels
+
+
+def _volume(
+    image: Volume | npt.ArrayLike,
+    spacing_mm: Sequence[float] | None,
+    affine_ras: npt.ArrayLike | None,
+) -> Volume:
+    given = (spacing_mm is not None) + (affine_ras is not None)
+    wanted = 0 if isinstance(image, Volume) else 1
+    if given != wanted:
+        raise ConfigError(
+            "predict",
+            expected="no spacing or affine beside a Volume, which has its grid"
+            if wanted == 0
+            else "either spacing_mm or affine_ras beside an array",
+            found=("neither", "one", "both")[given],
+            remedy="leave it out" if wanted == 0 else "say where the voxels are",
+            code="predict-grid",
+        )
+    if isinstance(image, Volume):
+        return image
+    data = np.asarray(image)
+    if data.ndim == 3:
+        data = data[None]
+    affine = (
+        np.diag([*(float(step) for step in spacing_mm), 1.0])
+        if spacing_mm is not None
+        else np.asarray(affine_ras, dtype=np.float64)
+    )
+    shape = data.shape[1:] if data.ndim == 4 else (1, 1, 1)
+    names = ("image",) if data.shape[0] == 1 else tuple(f"channel {n}" for n in range(len(data)))
+    return Volume(data, Grid(shape, affine), names)

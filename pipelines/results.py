@@ -1,0 +1,330 @@
+"""What is written for one case, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medseg import NOTICE, __version__
+from medseg.atomic import write_bytes, write_text
+from medseg.core import LabelMap
+from medseg.core.uncertainty import UncertaintySummary, summarise_uncertainty
+from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink
+from medseg.io.scan import DicomSource, Scan
+from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
+
+__all__ = ["RESULTS", "Wishes", "opened_probabilities", "write_results"]
+
+RESULTS = {
+    "report": "_report.json",
+    "nifti": "_dseg.nii.gz",
+    "table": "_dseg.tsv",
+    "dicom_seg": "_dseg.dcm",
+    "statistics": "_statistics.json",
+    "statistics_table": "_statistics.csv",
+    "uncertainty": "_uncertainty.nii.gz",
+    "probabilities": "_probseg.h5",
+    "preview": "_preview.png",
+    "page": "_report.html",
+}
+"""Kind of result to the ending of its file; the report comes last and tells that all are there."""
+
+_PACKAGES = ("torch", "numpy", "numba", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is made beside the segmentation, its label table and statistics.
+
+    Args:
+        preview: A three-plane PNG.
+        page: A self-contained HTML report.
+        probabilities: An HDF5 file of the probabilities.
+        log_paths: Whether the manifest names the files that were read.
+    """
+
+    preview: bool = False
+    page: bool = False
+    probabilities: bool = False
+    log_paths: bool = False
+
+
+def opened_probabilities(
+    stack: ExitStack, path: Path, scan: Scan, predictor: Predictor
+) -> ProbabilitySink:
+    """Begin the file of probabilities; it is whole or gone once ``stack`` is left."""
+    from medseg.io.probabilities import (  # noqa: PLC0415 - pulls in h5py
+        ProbabilityClass,
+        ProbabilityWriter,
+        scheme_classes,
+    )
+
+    card = predictor.card
+    scheme = card.scheme()
+    classes = scheme_classes(scheme)
+    if card.regions is not None:
+        colours = {label.value: label.rgb for label in scheme.labels}
+        classes = tuple(
+            ProbabilityClass(region.writes, region.name, colours[region.writes])
+            for region in card.regions
+        )
+    writer = ProbabilityWriter(
+        path,
+        scan.volume.grid,
+        classes,
+        model_name=card.name,
+        model_sha256=card.weights_sha256,
+    )
+    return stack.enter_context(writer).write_slab
+
+
+def write_results(
+    name: str,
+    out: Path,
+    scan: Scan,
+    prediction: Prediction,
+    predictor: Predictor,
+    wishes: Wishes,
+    *,
+    files: dict[str, Path],
+    seconds: dict[str, float],
+    notes: Sequence[str],
+    sources: Sequence[Path],
+) -> None:
+    """Write everything but the probabilities, the manifest last.
+
+    Label files are re-read and compared, in voxels and in world coordinates, before they get their
+    names. If writing DICOM SEG fails, the NIfTI result stays and the error goes on.
+
+    Args:
+        name: Stem of the files.
+        out: An existing folder.
+        scan: What was segmented.
+        prediction: What came of it.
+        predictor: The model.
+        wishes: What is made beside the segmentation.
+        files: Kind of result to its path; filled in the order of writing.
+        seconds: Wall-clock time of the stages so far; the writing is added.
+        notes: What a careful reader should know.
+        sources: What was read.
+
+    Raises:
+        MedsegError: Whatever writing or comparing found wrong.
+    """
+    clock = time.perf_counter()
+    labels = prediction.labels
+
+    def target(kind: str) -> Path:
+        return out / f"{name}{RESULTS[kind]}"
+
+    _write_nifti(labels, target("nifti"), scan)
+    files["nifti"] = target("nifti")
+    write_text(target("table"), _label_table(labels))
+    files["table"] = target("table")
+    if isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
+        _write_seg(labels, target("dicom_seg"), scan.source, predictor)
+        files["dicom_seg"] = target("dicom_seg")
+    written_at = time.perf_counter()
+    seconds["write_and_verify"] = written_at - clock
+    statistics = label_statistics(labels, scan.volume)
+    write_text(target("statistics_table"), statistics_to_csv(statistics))
+    entries = statistics_to_json(statistics)
+    doubt = None
+    if prediction.entropy_ijk is not None:
+        doubt = summarise_uncertainty(prediction.entropy_ijk, labels)
+        _write_entropy(prediction, target("uncertainty"), scan)
+        files["uncertainty"] = target("uncertainty")
+    content = {"notice": NOTICE, "case": name, "labels": entries}
+    write_text(target("statistics"), json.dumps(content, indent=2, allow_nan=False) + "\n")
+    files["statistics"] = target("statistics")
+    files["statistics_table"] = target("statistics_table")
+    seconds["statistics"] = time.perf_counter() - written_at
+    if wishes.preview:
+        drawn_at = time.perf_counter()
+        _write_preview(scan, labels, target("preview"), predictor)
+        files["preview"] = target("preview")
+        seconds["preview"] = time.perf_counter() - drawn_at
+    manifest = _manifest(name, predictor, scan, prediction, seconds, notes)
+    if doubt is not None:
+        manifest["uncertainty"] = _doubt_json(doubt)
+    if wishes.log_paths:
+        manifest["input"]["paths"] = [str(path) for path in sources]
+    if wishes.page:
+        paged_at = time.perf_counter()
+        _write_page(name, scan, labels, entries, manifest, doubt, target("page"))
+        files["page"] = target("page")
+        seconds["page"] = time.perf_counter() - paged_at
+        manifest["seconds"] = _rounded(seconds)
+    manifest["files"] = {
+        kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in files.items()
+    }
+    write_text(target("report"), json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+    files["report"] = target("report")
+
+
+def _write_nifti(labels: LabelMap, path: Path, scan: Scan) -> None:
+    from medseg.io.nifti import write_nifti_labels  # noqa: PLC0415 - pulls in nibabel
+
+    write_nifti_labels(labels, path, scan.source)
+
+
+def _write_entropy(prediction: Prediction, path: Path, scan: Scan) -> None:
+    from medseg.io.nifti import write_nifti_scaled  # noqa: PLC0415 - pulls in nibabel
+
+    assert prediction.entropy_ijk is not None  # noqa: S101 - asked before
+    write_nifti_scaled(prediction.entropy_ijk, scan.volume.grid, path, 1 / 255, scan.source)
+
+
+def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Predictor) -> None:
+    from medseg.io.dicom_seg import Algorithm, write_seg  # noqa: PLC0415 - pulls in highdicom
+
+    card = predictor.card
+    write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+
+
+def _seg_can_refer(source: DicomSource) -> bool:
+    """Whether the series has what a DICOM SEG must repeat; reading it notes what it lacks."""
+    from medseg.io.dicom_identity import missing_references  # noqa: PLC0415 - pulls in pydicom
+
+    return not missing_references(source.datasets)
+
+
+def _write_preview(scan: Scan, labels: LabelMap, path: Path, predictor: Predictor) -> None:
+    from medseg.studies.preview import three_plane_png  # noqa: PLC0415 - pulls in Pillow
+
+    caption = f"medseg {__version__}, model {predictor.card.name}. {NOTICE}"
+    write_bytes(path, three_plane_png(scan.volume, labels, caption=caption))
+
+
+def _write_page(
+    name: str,
+    scan: Scan,
+    labels: LabelMap,
+    statistics: Sequence[Mapping[str, object]],
+    manifest: Mapping[str, object],
+    doubt: UncertaintySummary | None,
+    path: Path,
+) -> None:
+    from medseg.studies.report import case_report_html  # noqa: PLC0415 - pulls in Pillow
+
+    page = case_report_html(
+        scan.volume, labels, case=name, statistics=statistics, manifest=manifest, uncertainty=doubt
+    )
+    write_text(path, page)
+
+
+def _label_table(labels: LabelMap) -> str:
+    """BIDS derivatives' ``dseg.tsv``: index, name and colour of every label."""
+    rows = ["index\tname\tcolor"]
+    for label in labels.scheme.labels:
+        rows.append(f"{label.value}\t{label.name}\t#{bytes(label.rgb).hex().upper()}")
+    return "\n".join(rows) + "\n"
+
+
+def _doubt_json(doubt: UncertaintySummary) -> dict[str, Any]:
+    return {
+        "mean_entropy": {name: round(value, 4) for name, value in doubt.per_label.items()},
+        "doubtful_slices": [
+            {
+                "axis": place.axis_name,
+                "index": place.index,
+                "position_mm": round(place.position_mm, 2),
+                "mean_entropy": round(place.mean_entropy, 4),
+                "label": place.label,
+            }
+            for place in doubt.slices
+        ],
+    }
+
+
+def _manifest(
+    name: str,
+    predictor: Predictor,
+    scan: Scan,
+    prediction: Prediction,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    grid = scan.volume.grid
+    models = [
+        {
+            "name": member.card.name,
+            "version": member.card.version,
+            "network": member.card.network.name,
+            "weights_sha256": member.card.weights_sha256,
+            "licence": member.card.licence,
+            "precision": member.numerics.in_words(),
+        }
+        for member in predictor.members
+    ]
+    settings = predictor.settings.model_dump(mode="json")
+    inputs = predictor.card.inputs
+    if settings["overlap"] is None:
+        settings["overlap"] = inputs.overlap
+    if settings["post_processing"] is None:
+        settings["post_processing"] = [
+            cleaning.model_dump(mode="json") for cleaning in predictor.card.post_processing
+        ]
+    return {
+        "case": name,
+        "notice": NOTICE,
+        "medseg": __version__,
+        "model": models[0],
+        **({"ensemble": models} if len(models) > 1 else {}),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": _device_name(predictor),
+        "settings": {
+            **settings,
+            "window_ijk": list(inputs.window_ijk),
+            "spacing_mm": None if inputs.spacing_mm is None else list(inputs.spacing_mm),
+            "interpolation": inputs.interpolation,
+        },
+        "input": {
+            "kind": type(scan.source).__name__.removesuffix("Source").lower(),
+            "shape_ijk": list(grid.shape_ijk),
+            "spacing_mm": [round(step, 6) for step in grid.spacing_mm],
+            "orientation": grid.orientation,
+        },
+        "windows": {
+            "all": prediction.windows,
+            "computed": prediction.windows_computed,
+            "forward_calls": prediction.forward_calls,
+        },
+        "memory": {
+            "predicted": prediction.plan.to_dict(),
+            "measured_ram_bytes": prediction.peak_ram_bytes,
+            "measured_vram_bytes": prediction.peak_vram_bytes,
+        },
+        "step_downs": list(prediction.steps_down),
+        "volumes_ml": {label: round(ml, 4) for label, ml in prediction.labels.volumes_ml().items()},
+        "verified": "every label file was re-read; labels and world coordinates were compared",
+        "seconds": _rounded(seconds),
+        "notes": list(notes),
+    }
+
+
+def _device_name(predictor: Predictor) -> str:
+    import torch  # noqa: PLC0415 - loaded already where a predictor is
+
+    if predictor.device.type == "cuda":
+        return f"{predictor.device}: {torch.cuda.get_device_name(predictor.device)}"
+    return str(predictor.device)
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in seconds.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

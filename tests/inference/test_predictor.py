@@ -1,0 +1,430 @@
+"""Models on volumes: settings, ensembles, limits, and what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medseg.core import Grid, LabelScheme, Volume, axis_turn, reorient
+from medseg.errors import ConfigError, FormatError, GeometryError, ResourceError, ShapeError
+from medseg.events import Silent
+from medseg.inference import predict
+from medseg.inference.body import body_mask
+from medseg.inference.memory import PeakMeter, in_words
+from medseg.inference.numerics import InferenceNumerics
+from medseg.inference.predictor import Member, Predictor
+from medseg.inference.settings import PredictionSettings
+from medseg.models.card import (
+    Channel,
+    ClipZScore,
+    InputSettings,
+    LabelCleaning,
+    ModelCard,
+    NetworkChoice,
+    Region,
+    Training,
+)
+
+SCHEME = LabelScheme.plain("test", {3: "three", 7: "seven"})
+NUMERICS = InferenceNumerics("fp32", True, {}, ())
+
+
+class Brightness(nn.Module):
+    """Logits that follow the image: what is right is known without another implementation."""
+
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        value = x[:, :1] + self.shift
+        return torch.cat([-(value**2), value - 1, -value - 1], dim=1)
+
+
+def card(inputs=None, **more):
+    content = {
+        "name": "test",
+        "version": "1",
+        "description": "none",
+        "network": NetworkChoice(name="revunet"),
+        "inputs": inputs or inputs_of(),
+        "labels": SCHEME.to_dict(),
+        "training": Training(
+            dataset="none",
+            dataset_licence="none",
+            training_cases=0,
+            validation_cases=0,
+            steps=0,
+            epochs=0,
+            seconds=0,
+            seed=0,
+            config_sha256="0",
+            medseg_version="0",
+            torch_version="0",
+            monai_version="0",
+            finished=True,
+        ),
+        "licence": "CC0-1.0",
+        "weights_sha256": "0" * 64,
+        **more,
+    }
+    return ModelCard(**content)
+
+
+def inputs_of(window=(6, 6, 6), spacing=None, orientation="RAS", **more):
+    return InputSettings(
+        channels=(Channel(name="image"),),
+        spacing_mm=spacing,
+        window_ijk=window,
+        orientation=orientation,
+        **more,
+    )
+
+
+def predictor(*members, **settings):
+    members = members or [(Brightness(), card())]
+    return Predictor(
+        [Member(network.eval(), one, NUMERICS) for network, one in members],
+        PredictionSettings(threads=1, **settings),
+    )
+
+
+def volume(shape=(14, 15, 16), seed=0, affine=None):
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])[:, [1, 0, 2, 3]] if affine is None else affine
+    data = np.random.default_rng(seed).normal(0, 100, (1, *shape)).astype(np.int16)
+    return Volume(data, Grid(shape, affine))
+
+
+def by_hand(image, values=(0, 3, 7)):
+    x = image.data_cijk[0].astype(np.float64)
+    z = (x - x.mean()) / x.std()
+    return np.array(values)[np.stack([-(z**2), z - 1, -z - 1]).argmax(0)]
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "SAR", "slices_last"])
+def test_labels_lie_where_the_image_is_whatever_the_models_orientation(orientation):
+    image = volume()
+    model = predictor((Brightness(), card(inputs_of(orientation=orientation))))
+    labels = model.predict(image).labels
+    assert labels.grid == image.grid
+    assert (labels.data_ijk == by_hand(image)).mean() > 0.999
+
+
+def test_a_volume_stored_in_another_order_gets_the_same_labels():
+    image = volume()
+    model = predictor()
+    first = model.predict(image).labels
+    other = model.predict(reorient(image, "PIR")).labels
+    np.testing.assert_array_equal(reorient(other, first.grid.orientation).data_ijk, first.data_ijk)
+
+
+def test_slabs_come_as_they_are_finished_in_voxels_of_the_image():
+    image = volume((8, 8, 40), affine=np.diag([1.0, 1.0, -1.0, 1.0]))
+    model = predictor()
+    covered = np.zeros(image.grid.shape_ijk, int)
+    slabs = model.slabs(image)
+    expected = by_hand(image)
+    while True:
+        try:
+            part = next(slabs)
+        except StopIteration as end:
+            result = end.value
+            break
+        box = tuple(slice(*span) for span in part.box)
+        covered[box] += 1
+        assert (part.labels_ijk[box] == expected[box]).mean() > 0.99
+    assert (covered == 1).all()
+    np.testing.assert_array_equal(result.labels.data_ijk, part.labels_ijk)
+
+
+def test_the_plan_is_what_the_run_reports_and_the_peak_is_near_it():
+    image = volume((60, 60, 60))
+    model = predictor()
+    plan = model.plan(image)
+    result = model.predict(image)
+    assert plan.windows == result.windows == result.plan.windows
+    assert [item.name for item in plan.items][:4] == ["program", "weights", "input", "output"]
+    assert plan.ram_bytes == sum(item.bytes for item in plan.items)
+    assert 0.5 * plan.ram_bytes < result.peak_ram_bytes < 1.3 * plan.ram_bytes
+    json.dumps(plan.to_dict())
+
+
+def test_a_limit_makes_the_run_smaller_and_changes_few_labels():
+    image = volume((100, 100, 100))
+    window = inputs_of((32, 32, 32), overlap=0.0)
+    free = predictor((Brightness(), card(window)))
+    plan = free.plan(image)
+    sums = next(item.bytes for item in plan.items if item.name == "slab of logits")
+    limited = predictor((Brightness(), card(window)), max_ram_bytes=plan.ram_bytes - sums // 3)
+    tight = limited.plan(image)
+    assert tight.sweep.half
+    assert tight.ram_bytes <= plan.ram_bytes - sums // 3
+    narrow = predictor(
+        (Brightness(), card(window)), max_ram_bytes=plan.ram_bytes - int(sums * 0.7)
+    ).plan(image)
+    assert narrow.sweep.strips > 1
+    result = limited.predict(image)
+    assert (result.labels.data_ijk == free.predict(image).labels.data_ijk).mean() > 0.995
+
+
+def test_a_limit_below_the_least_says_what_would_do():
+    with pytest.raises(ResourceError, match=r"--max-memory: expected at least .*raise the limit to"):
+        predictor(max_ram_bytes=1000).predict(volume())
+
+
+def test_folds_are_averaged_and_every_network_runs_once_per_window():
+    networks = Brightness(0.5), Brightness(-0.5)
+    model = predictor(*[(network, card()) for network in networks])
+    result = model.predict(volume())
+    counted = [network.calls for network in networks]
+    assert counted[0] == counted[1] == result.windows + 1  # and the dry pass
+    assert result.forward_calls == 2 * result.windows
+
+
+def test_unlike_models_are_averaged_on_the_image():
+    image = volume()
+    other = card(inputs_of((5, 7, 6), orientation="LPI"))
+    result = predictor((Brightness(), card()), (Brightness(), other)).predict(image)
+    assert (result.labels.data_ijk == by_hand(image)).mean() > 0.995
+
+
+def test_models_of_other_labels_are_no_ensemble():
+    other = card(labels=LabelScheme.plain("test", {3: "three", 8: "eight"}).to_dict())
+    with pytest.raises(ConfigError, match="expected the labels and regions of test") as caught:
+        predictor((Brightness(), card()), (Brightness(), other))
+    assert caught.value.code == "ensemble-labels"
+
+
+def test_regions_overwrite_each_other_in_their_order():
+    class Nested(nn.Module):
+        def forward(self, x):
+            return torch.cat([x + 1, x - 1], dim=1)
+
+    nested = card(
+        regions=(
+            Region(name="whole", members=(3, 7), writes=3),
+            Region(name="core", members=(7,), writes=7),
+        )
+    )
+    image = volume()
+    found = predictor((Nested(), nested)).predict(image).labels.data_ijk
+    x = image.data_cijk[0].astype(float)
+    z = (x - x.mean()) / x.std()
+    expected = np.where(z > 1, 7, np.where(z > -1, 3, 0))
+    assert (found == expected).mean() > 0.999
+
+
+def test_probabilities_come_in_rising_order_and_cover_the_image():
+    image = volume((10, 12, 30), affine=np.diag([1.0, -1.0, -1.0, 1.0]))
+    slabs = []
+    model = predictor(uncertainty=True)
+    result = model.predict(
+        image, on_probabilities=lambda axis, first, p: slabs.append((axis, first, p))
+    )
+    axis = slabs[0][0]
+    assert [first for _, first, _ in slabs] == list(
+        np.cumsum([0, *[p.shape[1 + axis] for _, _, p in slabs]])[:-1]
+    )
+    whole = np.concatenate([p for _, _, p in slabs], axis=1 + axis)
+    assert whole.shape == (3, *image.grid.shape_ijk)
+    np.testing.assert_allclose(whole.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(np.array([0, 3, 7])[whole.argmax(0)], result.labels.data_ijk)
+    entropy = -(whole * np.log(np.maximum(whole, 1e-30))).sum(0) / np.log(3)
+    assert np.abs(result.entropy_ijk / 255 - entropy).max() < 0.01
+
+
+def test_outside_a_region_of_interest_probabilities_are_those_of_background():
+    image, slabs = volume((20, 20, 20)), []
+    roi = ((4, 12), (5, 15), (2, 18))
+    result = predictor().predict(
+        image, roi=roi, on_probabilities=lambda axis, first, p: slabs.append((axis, p))
+    )
+    whole = np.concatenate([p for _, p in slabs], axis=1 + slabs[0][0])
+    inside = np.zeros((20, 20, 20), bool)
+    inside[tuple(slice(*span) for span in roi)] = True
+    assert (whole[0][~inside] == 1).all()
+    assert not result.labels.data_ijk[~inside].any()
+    assert result.labels.data_ijk[inside].any()
+
+
+@pytest.mark.parametrize("roi", [((0, 0), (0, 5), (0, 5)), ((0, 5), (0, 5), (0, 17))])
+def test_a_region_outside_the_image_is_refused(roi):
+    with pytest.raises(ConfigError, match="first < last within the image's extents"):
+        predictor().predict(volume(), roi=roi)
+
+
+def test_what_a_rough_pass_finds_is_looked_at_closely():
+    data = np.zeros((1, 60, 60, 60), np.float32)
+    data[0, 20:26, 30:36, 40:46] = 1000
+    image = Volume(data, Grid((60, 60, 60), np.diag([2.0, 2.0, 2.0, 1.0])))
+
+    class Bright(nn.Module):
+        def forward(self, x):
+            return torch.cat([1 - x, x - 1, -x - 50], dim=1)
+
+    full = predictor((Bright(), card())).predict(image)
+    found = predictor((Bright(), card()), find_region=True).predict(image)
+    np.testing.assert_array_equal(found.labels.data_ijk, full.labels.data_ijk)
+    assert found.windows < full.windows
+    assert any("looked closely at voxels" in note for note in found.notes)
+
+
+def test_a_coarser_pass_runs_fewer_windows_on_the_same_grid():
+    image = volume((40, 40, 40))
+    fine, coarse = predictor().predict(image), predictor(coarser=2.0).predict(image)
+    assert coarse.labels.grid == image.grid
+    assert coarse.windows < fine.windows / 4
+
+
+def test_post_processing_of_the_model_is_done_unless_told_otherwise():
+    data = np.zeros((1, 24, 24, 24), np.float32)
+    data[0, 2:10, 2:10, 2:10] = 1000
+    data[0, 20:22, 20:22, 20:22] = 1000
+    image = Volume(data, Grid((24, 24, 24), np.eye(4)))
+
+    class Bright(nn.Module):
+        def forward(self, x):
+            return torch.cat([1 - x, x - 1, -x - 50], dim=1)
+
+    cleaned = card(post_processing=(LabelCleaning(label="three", keep_largest=True),))
+    kept = predictor((Bright(), cleaned)).predict(image)
+    assert not kept.labels.data_ijk[20:22, 20:22, 20:22].any()
+    assert any("three" in note for note in kept.notes)
+    raw = predictor((Bright(), cleaned), post_processing=()).predict(image)
+    assert raw.labels.data_ijk[20:22, 20:22, 20:22].all()
+
+
+def test_mirroring_takes_the_axes_of_the_model():
+    network = Brightness()
+    model = predictor((network, card(inputs_of(mirror_axes=("i", "k")))), mirror="model")
+    result = model.predict(volume())
+    assert result.forward_calls == 4 * result.windows
+
+
+def test_a_single_slice_a_small_image_and_wrong_channels_are_refused():
+    with pytest.raises(GeometryError, match="found a single slice"):
+        predictor().predict(volume((8, 8, 1)))
+    with pytest.raises(GeometryError, match="at least half of the model's window"):
+        predictor((Brightness(), card(inputs_of((20, 20, 20))))).predict(volume((20, 20, 8)))
+    two = Volume(np.zeros((2, 8, 8, 8), np.int16), Grid((8, 8, 8), np.eye(4)), ("a", "b"))
+    with pytest.raises(ShapeError, match="expected 1 channel"):
+        predictor().predict(two)
+
+
+def test_odd_spacings_are_predicted():
+    image = volume((64, 64, 4), affine=np.diag([0.3, 0.3, 10.0, 1.0]))
+    model = predictor((Brightness(), card(inputs_of((12, 12, 6), spacing=(1.0, 1.0, 5.0)))))
+    result = model.predict(image)
+    assert result.labels.grid == image.grid
+
+
+def test_a_network_that_answers_nan_is_named():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x, x * float("nan")], dim=1)
+
+    with pytest.raises(FormatError, match="NaN"):
+        predictor((Broken(), card())).predict(volume())
+
+
+def test_memory_that_runs_out_is_noted_and_the_result_stands():
+    class Greedy(Brightness):
+        def forward(self, x):
+            if self.calls == 4:
+                self.calls += 1
+                raise MemoryError
+            return super().forward(x)
+
+    image = volume()
+    result = predictor((Greedy(), card())).predict(image)
+    assert result.steps_down == ("logits summed in float16",)
+    assert any("memory ran out, went on with" in note for note in result.notes)
+    assert (result.labels.data_ijk == by_hand(image)).mean() > 0.99
+
+
+def test_the_number_of_threads_is_what_it_was_afterwards():
+    before = torch.get_num_threads()
+    predictor().predict(volume())
+    assert torch.get_num_threads() == before
+
+
+def test_the_api_takes_arrays_and_volumes():
+    image = volume(affine=np.diag([1.0, 1.0, 2.0, 1.0]))
+    model = predictor()
+    expected = model.predict(image).labels.data_ijk
+    assert (predict(image, model).data_ijk == expected).all()
+    array = image.data_cijk[0]
+    assert (predict(array, model, spacing_mm=(1, 1, 2)).data_ijk == expected).all()
+    found = predict(array[None], model, affine_ras=np.diag([1.0, 1, 2, 1]))
+    assert (found.data_ijk == expected).all()
+    with pytest.raises(ConfigError, match="either spacing_mm or affine_ras"):
+        predict(array, model)
+    with pytest.raises(ConfigError, match="no spacing or affine beside a Volume"):
+        predict(image, model, spacing_mm=(1, 1, 1))
+    with pytest.raises(ConfigError, match="with the Predictor alone"):
+        predict(image, model, settings=PredictionSettings())
+
+
+def test_the_body_is_found_with_a_margin_and_the_table_is_not():
+    data = np.full((1, 80, 80, 40), -1000, np.int16)
+    data[0, 20:60, 20:60, :] = 40
+    data[0, 35:45, 35:45, :] = -900  # air inside the body belongs to it
+    data[0, 2:78, 78, 5] = 200  # a thin rail
+    image = Volume(data, Grid((80, 80, 40), np.diag([3.0, 3.0, 5.0, 1.0])))
+    mask = body_mask(image, is_ct=True)
+    whole = np.kron(mask, np.ones([-(-80 // mask.shape[0]), -(-80 // mask.shape[1]), 1]))
+    assert mask.shape[2] == 40
+    centre = tuple(extent // 2 for extent in mask.shape)
+    assert mask[centre]
+    assert not mask[0, 0].any()
+    assert whole.mean() < 0.5
+
+
+def test_windows_outside_the_body_are_not_computed():
+    data = np.full((1, 64, 64, 64), -1000, np.int16)
+    noise = np.random.default_rng(0).normal(0, 30, data.shape)
+    data[0, 20:40, 20:40, 20:40] = 40
+    image = Volume((data + noise).astype(np.int16), Grid((64, 64, 64), np.diag([3.0, 3, 3, 1])))
+    how = ClipZScore(lower=-1024, upper=1000, mean=0, std=100)
+    ct = InputSettings(
+        channels=(Channel(name="CT", modality="CT", normalisation=how),),
+        spacing_mm=None,
+        window_ijk=(8, 8, 8),
+    )
+    every = predictor((Brightness(), card(ct)), skip="none").predict(image)
+    body = predictor((Brightness(), card(ct)), skip="body").predict(image)
+    assert body.windows_computed < every.windows_computed / 2
+    inside = np.s_[20:40, 20:40, 20:40]
+    np.testing.assert_array_equal(body.labels.data_ijk[inside], every.labels.data_ijk[inside])
+
+
+def test_the_peak_is_seen_and_given_back_afterwards():
+    with PeakMeter() as outer:
+        with PeakMeter() as inner:
+            block = np.ones(200 << 20, np.uint8)
+            block[::4096] = 2
+        del block
+        with PeakMeter() as later:
+            pass
+    assert inner.peak_bytes > later.peak_bytes + (150 << 20)
+    assert outer.peak_bytes >= inner.peak_bytes
+
+
+def test_bytes_in_words():
+    assert in_words(5 << 20) == "5 MiB"
+    assert in_words(3 << 29) == "1.50 GiB"
+
+
+def test_the_turn_of_a_frame_is_undone():
+    image = volume()
+    for orientation in ("RAS", "SAR", "PIL"):
+        first = axis_turn(image.grid, orientation)
+        assert first.inverse().after(first).is_identity
+
+
+def test_silent_listener_is_enough():
+    assert predictor().predict(volume(), Silent()).windows > 0
