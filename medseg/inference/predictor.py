@@ -50,7 +50,6 @@ from medseg.inference.sweep import Box, Group, is_out_of_memory
 from medseg.models.card import InputSettings, ModelCard
 from medseg.models.folder import load_model
 from medseg.models.inference_form import to_inference_form
-from medseg.models.network import arrange_weights
 from medseg.ops.device import choose_device
 from medseg.ops.winners import Decision
 
@@ -562,9 +561,10 @@ def _loaded(
         key=f"{card.weights_sha256} {card.inputs.window_ijk}",
         regions=card.regions is not None,
     )
-    if numerics.autocast_dtype is not None:
-        form = to_inference_form(network, numerics.autocast_dtype)
-    arrange_weights(form, channels_last=numerics.channels_last)
+    if numerics.autocast_dtype is not None or not numerics.channels_last:
+        form = to_inference_form(
+            network, numerics.autocast_dtype, channels_last=numerics.channels_last
+        )
     return Member(form, card, numerics)
 
 

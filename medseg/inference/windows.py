@@ -54,22 +54,24 @@ def window_starts(
 
 
 def gaussian_weights(window: Sequence[int], sigma_share: float = 0.125) -> Tensor:
-    """Weight of each voxel of a window: a Gaussian round the centre (nnU-Net's choice of width).
+    """Weight of each voxel of a window: a Gaussian round the centre.
+
+    Width and floor are MONAI's (``compute_importance_map``); nnU-Net has the same width.
 
     Args:
         window: Extents of one window.
         sigma_share: Standard deviation as a share of the extent.
 
     Returns:
-        ``(*window)`` float32, largest value 1, least value at least 1e-4 so that a voxel which only
-        a corner reaches still gets that corner's answer.
+        ``(*window)`` float32, at most 1 and at least 1e-3, so that a voxel which only a corner
+        reaches still gets that corner's answer.
     """
     weights = torch.ones(())
     for length in window:
         distance = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
         bell = torch.exp(-0.5 * (distance / (length * sigma_share)) ** 2)
         weights = weights[..., None] * bell
-    return (weights / weights.max()).clamp_min(1e-4).to(torch.float32)
+    return weights.to(torch.float32).clamp_min(1e-3)
 
 
 def blending_weights(window: Sequence[int], blending: Blending) -> Tensor:

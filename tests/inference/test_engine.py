@@ -461,18 +461,17 @@ def test_a_window_larger_than_the_lattice_is_refused():
 
 
 def test_weights_peak_in_the_middle_and_never_vanish():
-    weights = gaussian_weights((7, 9, 16))
+    weights = gaussian_weights((7, 9, 15))
     assert weights.max() == weights[3, 4, 7] == 1
-    assert weights.min() >= 1e-4
+    assert weights.min() >= 1e-3
     torch.testing.assert_close(weights, weights.flip(0, 1, 2))
     assert (blending_weights((7, 9, 16), "constant") == 1).all()
 
 
-def test_weights_agree_with_monai_above_its_floor():
-    theirs = compute_importance_map((16, 12, 10), mode="gaussian", sigma_scale=0.125)
-    above = theirs > 1e-3
-    ours = gaussian_weights((16, 12, 10))
-    torch.testing.assert_close(ours[above], theirs[above] / theirs.max(), atol=1e-6, rtol=1e-4)
+@pytest.mark.parametrize("window", [(16, 12, 10), (7, 9, 15), (64, 2, 1)])
+def test_weights_are_those_of_monai(window):
+    theirs = compute_importance_map(window, mode="gaussian", sigma_scale=0.125)
+    torch.testing.assert_close(gaussian_weights(window), theirs, atol=1e-6, rtol=1e-4)
 
 
 def test_the_plain_form_agrees_with_monai_where_the_window_positions_coincide():

@@ -26,11 +26,8 @@ def test_labels_are_those_of_monais_inferer_and_argmax(mode):
     assert found.shape == (2, 1, 24, 16, 32)
     best, second = logits.topk(2, dim=1).values.unbind(1)
     clear = best - second > 1e-4
-    same = found[:, 0][clear] == logits.argmax(1)[clear]
-    if mode == "constant":
-        assert same.all()
-    else:  # MONAI cuts Gaussian weights off at another floor, so the corners of windows differ
-        assert same.float().mean() > 0.99
+    assert clear.float().mean() > 0.99
+    assert torch.equal(found[:, 0][clear], logits.argmax(1)[clear].to(torch.uint8))
 
 
 def test_it_stands_in_monais_evaluator():

@@ -172,7 +172,9 @@ def test_a_limit_makes_the_run_smaller_and_changes_few_labels():
 
 
 def test_a_limit_below_the_least_says_what_would_do():
-    with pytest.raises(ResourceError, match=r"--max-memory: expected at least .*raise the limit to"):
+    with pytest.raises(
+        ResourceError, match=r"--max-memory: expected at least .*raise the limit to"
+    ):
         predictor(max_ram_bytes=1000).predict(volume())
 
 

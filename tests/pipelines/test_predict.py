@@ -21,6 +21,7 @@ from medseg.core import Grid, LabelScheme, Volume, reorient
 from medseg.core.scheme import Code, Label
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_seg import read_seg
+from medseg.io.probabilities import read_probabilities
 from medseg.io.reading import read_image, read_labels
 from medseg.models.card import (
     Channel,
@@ -132,6 +133,8 @@ def test_a_nifti_case_gives_labels_on_its_own_grid(model, tmp_path):
         "case_dseg.tsv",
         "case_preview.png",
         "case_report.json",
+        "case_statistics.csv",
+        "case_statistics.json",
     ]
     source, written = nib.load(image), nib.load(out / "case_dseg.nii.gz")
     assert written.get_data_dtype() == np.uint8
@@ -472,6 +475,8 @@ def test_a_new_run_leaves_nothing_of_the_old_one_beside_it(model, tmp_path):
         "case_dseg.nii.gz",
         "case_dseg.tsv",
         "case_report.json",
+        "case_statistics.csv",
+        "case_statistics.json",
     ]
 
 
@@ -506,3 +511,143 @@ def test_another_modality_than_the_models_is_noted(model, tmp_path):
     result = run("predict", tmp_path / "series", "-m", model, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert "the series is CT, the model was trained on MR" in result.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result = run("predict", image, "-m", model, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    for part in ("program", "weights", "input", "output", "network at work", "slab of logits"):
+        assert part in result.stdout
+    assert "predicted peak" in result.stdout
+    assert "windows along axis" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["case.nii.gz"]
+    result, answer = predict_json(image, "-m", model, "--dry-run")
+    plan = answer["cases"][0]["plan"]
+    assert plan["ram_bytes"] == sum(item["bytes"] for item in plan["items"])
+
+
+def test_a_dry_run_names_the_cases_that_cannot_be_planned(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    (tmp_path / "broken.nii").write_bytes(b"no image at all")
+    result, answer = predict_json(image, tmp_path / "broken.nii", "-m", model, "--dry-run")
+    assert result.exit_code == 1
+    assert ["plan" in case for case in answer["cases"]] == [True, False]
+
+
+def test_everything_that_can_be_asked_for_is_written_and_told(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    out = tmp_path / "out"
+    result, answer = predict_json(
+        image, "-m", model, "-o", out, "--report", "--preview", "--uncertainty", "--probabilities",
+        "--tta", "ik", "--batch", "2", "--blending", "constant", "--post", "left:keep_largest",
+        "--post", "*:min_mm3=1", "--precision", "fp32", "--threads", "1", "--max-memory", "20GB",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((out / "case_report.json").read_text())
+    assert set(report["files"]) == set(answer["cases"][0]["files"]) - {"report"}
+    assert {"page", "preview", "uncertainty", "probabilities", "statistics"} <= set(report["files"])
+    for kind in report["files"].values():
+        assert (out / kind["name"]).exists()
+    settings = report["settings"]
+    assert settings["mirror"] == ["i", "k"]
+    assert settings["batch"] == 2
+    assert settings["post_processing"][0]["label"] == "left"
+    assert report["windows"]["forward_calls"] % 4 == 0
+    memory = report["memory"]
+    assert memory["predicted"]["max_ram_bytes"] == 20_000_000_000
+    assert 0.5 < memory["measured_ram_bytes"] / memory["predicted"]["ram_bytes"] < 1.3
+    assert report["device"] == "cpu"
+    assert set(report["seconds"]) >= {"read", "plan", "network", "write_and_verify", "statistics"}
+    assert str(tmp_path) not in json.dumps(report)
+    assert str(tmp_path) not in (out / "case_report.html").read_text()
+    entropy = nib.load(out / "case_uncertainty.nii.gz")
+    assert 0 <= entropy.get_fdata().min() <= entropy.get_fdata().max() <= 1 + 1e-6
+    assert entropy.header["srow_x"].tobytes() == nib.load(image).header["srow_x"].tobytes()
+    shares = read_probabilities(out / "case_probseg.h5")
+    assert shares.names == ("background", "left", "right")
+    assert shares.shape_nijk == (3, *nib.load(image).shape)
+    csv = (out / "case_statistics.csv").read_text().splitlines()
+    assert csv[0].startswith("name,value,voxels,volume_ml")
+    assert len(csv) == 3
+
+
+def test_paths_are_logged_only_when_asked_for(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    assert run("predict", image, "-m", model, "-o", tmp_path, "--log-paths").exit_code == 0
+    report = json.loads((tmp_path / "case_report.json").read_text())
+    assert report["input"]["paths"] == [str(image)]
+
+
+def test_models_given_together_are_an_ensemble(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    other = make_model(tmp_path / "other", window=(8, 16, 8))
+    result = run("predict", image, "-m", model, "-m", other, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "case_report.json").read_text())
+    assert len(report["ensemble"]) == 2
+
+
+def test_several_devices_share_the_cases(model, tmp_path):
+    cases = [make_nifti(tmp_path / f"case{n}.nii.gz") for n in range(3)]
+    (tmp_path / "broken.nii").write_bytes(b"no image at all")
+    out = tmp_path / "out"
+    result, answer = predict_json(
+        *cases, tmp_path / "broken.nii", "-m", model, "-o", out, "--device", "cpu,cpu"
+    )
+    assert result.exit_code == 1, result.stderr
+    states = {case["case"]: case["state"] for case in answer["cases"]}
+    assert states == {"case0": "done", "case1": "done", "case2": "done", "broken": "failed"}
+    assert sorted(path.name for path in out.glob("*_report.json")) == [
+        f"case{n}_report.json" for n in range(3)
+    ]
+    alone = tmp_path / "alone"
+    assert run("predict", cases[0], "-m", model, "-o", alone).exit_code == 0
+    found = [nib.load(folder / "case0_dseg.nii.gz").get_fdata() for folder in (out, alone)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_limit_below_the_least_fails_the_case_and_says_what_would_do(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result, answer = predict_json(
+        image, "-m", model, "-o", tmp_path / "out", "--max-memory", "50MB"
+    )
+    assert result.exit_code == 1
+    assert answer["cases"][0]["code"] == "memory-limit"
+    assert "raise the limit to" in answer["cases"][0]["message"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-memory", "lots"], "expected an amount of memory, such as 2GB"),
+        (["--tta", "ii"], "expected none, model (the axes it was trained with), or axes such as"),
+        (["--roi", "1:2,3:4"], "expected first:last on each voxel axis"),
+        (["--coarser", "0.5"], "expected a factor from 1 to 8, found 0.5"),
+        (["--batch", "0"], "expected 1 to 64 windows at a time, found 0"),
+        (["--threads", "0"], "expected at least 1 thread, found 0"),
+        (["--post", "lift:keep_largest"], "nearest: left"),
+        (["--device", "cpu,gpu"], "expected one of auto, cpu, cuda"),
+    ],
+)
+def test_a_wrong_option_is_code_two_and_a_sentence(model, tmp_path, options, words):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result = run("predict", image, "-m", model, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+
+
+def test_without_a_folder_there_is_nothing_to_write_to(model, tmp_path):
+    result = run("predict", make_nifti(tmp_path / "case.nii.gz"), "-m", model)
+    assert result.exit_code == 2
+    assert "add -o FOLDER" in result.stderr
+
+
+def test_a_region_outside_one_image_fails_that_case_alone(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result, answer = predict_json(
+        image, "-m", model, "-o", tmp_path / "out", "--roi", "0:5,0:5,0:99"
+    )
+    assert result.exit_code == 1
+    assert answer["cases"][0]["code"] == "roi"
