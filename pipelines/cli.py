@@ -531,6 +531,7 @@ def models_list(
         )
     else:
         _print_models(found)
+        typer.echo("The networks that can be trained: medseg models list --networks")
     for error in broken:
         typer.echo(f"error: {error} [{error.code}]", err=True)
     if broken:

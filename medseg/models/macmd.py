@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError
 from medseg.models.network import SegmentationNetwork
+from medseg.models.state_file import weight_path
 from medseg.models.timm_encoder import TIMM_STRIDES, TimmEncoder, load_timm_weights
 
 __all__ = ["MACMD", "MACMD_PRESETS", "MACMDSettings"]
@@ -148,7 +149,7 @@ class MACMD(SegmentationNetwork):
 
         Files, names and errors: see :func:`~medseg.models.timm_encoder.load_timm_weights`.
         """
-        load_timm_weights(self.encoder, "timm" if source == "timm" else Path(source))
+        load_timm_weights(self.encoder, "timm" if source == "timm" else weight_path(source))
 
     def forward(self, x_bchw: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits on the lattice of the image, or of all heads (see the class).

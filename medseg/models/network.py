@@ -122,6 +122,14 @@ class SegmentationNetwork(nn.Module, ABC):
                 nearest legal ones.
         """
         where = f"{type(self).__name__} input"
+        if not isinstance(x_bcs, Tensor):
+            raise ShapeError(
+                where,
+                expected="a torch tensor",
+                found=f"an object of type {type(x_bcs).__name__}",
+                remedy="convert it, an array for instance with torch.from_numpy",
+                code="tensor-type",
+            )
         if x_bcs.ndim != self.rank + 2:
             raise ShapeError(
                 where,

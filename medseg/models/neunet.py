@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medseg.models.network import Extents, SegmentationNetwork
+from medseg.models.setting_rules import broken_rule
 from medseg.ops.haar import haar_forward
 from medseg.ops.small_map import convolve
 from medseg.ops.subpixel import activate_and_shuffle
@@ -61,17 +62,31 @@ class NeUNetSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         stages = len(self.features)
-        if len(self.kernels) != stages or len(self.strides) != stages:
-            raise ValueError(
-                f"features, kernels and strides need one entry per stage, not {stages}, "
-                f"{len(self.kernels)} and {len(self.strides)}"
-            )
+        for name, entries in (("kernels", self.kernels), ("strides", self.strides)):
+            if len(entries) != stages:
+                raise broken_rule(
+                    name,
+                    expected=f"one entry per stage, {stages} as in features",
+                    found=entries,
+                )
         if any(extent % 2 == 0 for kernel in self.kernels for extent in kernel):
-            raise ValueError("kernels must be odd, so that a convolution keeps the lattice")
+            raise broken_rule(
+                "kernels",
+                expected="odd extents, so that a convolution keeps the lattice",
+                found=self.kernels,
+            )
         if self.strides[0] != (1, 1, 1):
-            raise ValueError("the first stride must be (1, 1, 1): stage 0 keeps the resolution")
+            raise broken_rule(
+                "strides",
+                expected="(1, 1, 1) first, as stage 0 keeps the resolution",
+                found=self.strides,
+            )
         if self.wavelets and any(step > 2 for stride in self.strides for step in stride):
-            raise ValueError("with wavelets a stride is 1 or 2: one Haar level halves an axis")
+            raise broken_rule(
+                "strides",
+                expected="1 and 2 only, as with wavelets one Haar level halves an axis",
+                found=self.strides,
+            )
         return self
 
 

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError
 from medseg.models.network import SegmentationNetwork
+from medseg.models.setting_rules import broken_rule
+from medseg.models.state_file import weight_path
 from medseg.models.yolo_encoder import ConvUnit, YoloEncoder, load_yolo_weights
 from medseg.ops.autocast import without_autocast
 
@@ -74,9 +76,11 @@ class QTSegSettings(BaseModel):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if 2 * self.base_width % self.heads:
-            raise ValueError(
-                f"heads must divide 2 * base_width = {2 * self.base_width}, the inner width of the "
-                "finest attention"
+            raise broken_rule(
+                "heads",
+                expected=f"a number that divides 2 * base_width = {2 * self.base_width}, the inner "
+                "width of the finest attention",
+                found=self.heads,
             )
         return self
 
@@ -155,7 +159,8 @@ class QTSeg(SegmentationNetwork):
                 two).
 
         Raises:
-            ConfigError: If timm's weights are asked for; timm has no such network.
+            ConfigError: If timm's weights are asked for, as timm has no such network, or
+                ``source`` is no path.
             FormatError: If the file is missing, is no state dict, or does not fit; the network is
                 unchanged then.
         """
@@ -167,7 +172,7 @@ class QTSeg(SegmentationNetwork):
                 remedy="give the path of a file, or begin with random weights",
                 code="weights-unlisted",
             )
-        load_yolo_weights(self.encoder, Path(source))
+        load_yolo_weights(self.encoder, weight_path(source))
 
     def freeze_encoder(self) -> None:
         """Take the encoder's weights out of training, as the published recipe does at first.

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medseg.models.network import SegmentationNetwork
+from medseg.models.setting_rules import broken_rule
 from medseg.ops.depthwise import DepthwiseConv3d
 from medseg.ops.reversible import (
     AdditiveCoupling,
@@ -94,8 +95,10 @@ class RevUNetSettings(BaseModel):
     def _divisible(self) -> Self:
         for width in self.widths:
             if width % 2 or (width // 2) % self.norm_groups:
-                raise ValueError(
-                    f"width {width} is no multiple of 2 * norm_groups = {2 * self.norm_groups}"
+                raise broken_rule(
+                    "widths",
+                    expected=f"multiples of 2 * norm_groups = {2 * self.norm_groups}",
+                    found=self.widths,
                 )
         return self
 
@@ -146,16 +149,18 @@ class RevUNet(SegmentationNetwork):
         skips: list[Tensor] = []
         for sequence, widen in zip(self.encoder[1:], self.down, strict=True):
             skips.append(stream)
-            stream = sequence(widen(F.max_pool3d(stream, 2)))
+            stream = sequence(_convolved(widen, F.max_pool3d(stream, 2)))
         stream = self.decoder[-1](stream)
         for level in range(len(skips) - 1, -1, -1):
             finer = F.interpolate(
-                self.up[level](stream), scale_factor=2, mode="trilinear", align_corners=False
+                _convolved(self.up[level], stream),
+                scale_factor=2,
+                mode="trilinear",
+                align_corners=False,
             )
             # not in place: the skip is the only record that its sequence keeps
             stream = self.decoder[level](skips.pop() + finer)
-        logits: Tensor = self.head(stream)
-        return logits
+        return _convolved(self.head, stream)
 
     def reconstruction_errors(self, x_bcijk: Tensor) -> dict[str, float]:
         """How far each sequence's inverse misses the input that it has for ``x_bcijk``.
@@ -287,6 +292,13 @@ def _sequence(width: int, settings: RevUNetSettings) -> ReversibleSequence:
         ],
         memory=settings.memory,
     )
+
+
+def _convolved(conv: nn.Module, stream: Tensor) -> Tensor:
+    # the stream is float32 at least; the weights may be half
+    weight: Any = conv.weight
+    y_bcijk: Tensor = conv(stream.to(weight.dtype))
+    return y_bcijk
 
 
 def _activation(name: Activation) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medseg.errors import FormatError, one_of
+from medseg.errors import ConfigError, FormatError
 
-__all__ = ["read_state"]
+__all__ = ["of_another_kind", "read_state", "weight_path"]
+
+_STATE = "a state dict: tensors by name and nothing else"
+_EXPORT = "export it with torch.save(model.float().state_dict(), 'encoder.pth')"
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a weight file, on the CPU.
 
     A state dict may stand alone or under ``state_dict`` or ``model``, as checkpoints have it. Of
-    pickles only tensors are read.
+    pickles only tensors are read. What data-parallel and compiled modules write before every name
+    (``module.``, ``_orig_mod.``) is taken off.
 
     Args:
         path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` or ``.tar`` as ``torch.save`` writes.
@@ -41,8 +48,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix not in readers:
         raise FormatError(
             where,
-            expected=f"a name that ends in {one_of(path.suffix, readers)}",
-            found=repr(path.suffix),
+            expected=f"a name that ends in one of {', '.join(readers)}",
+            found=repr(path.suffix) if path.suffix else "a name without an ending",
             remedy="hand in the file as it was released",
             code="weights-suffix",
         )
@@ -66,8 +73,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
         AttributeError,
         ValueError,
     ) as error:
-        found = "a file that is damaged or holds more than tensors"
-        raise _no_state(where, found) from error
+        if _may_hold_code(path, error):
+            raise FormatError(
+                where,
+                expected=_STATE,
+                found="a pickle that holds more than tensors",
+                remedy="whole pickled models can run code and are not opened; where the file comes "
+                f"from, {_EXPORT}",
+                code="weights-format",
+            ) from error
+        raise FormatError(
+            where,
+            expected="a whole file of weights",
+            found="one that is damaged, or something else under that name",
+            remedy="copy or download it again",
+            code="weights-format",
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -84,7 +105,69 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 remedy="use weights of a training that did not diverge",
                 code="weights-not-finite",
             )
-    return dict(content)
+    return _unwrapped(content)
+
+
+def weight_path(source: object) -> Path:
+    """The path that a caller gave for a file of weights.
+
+    Args:
+        source: A path, as a string or an object.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    raise ConfigError(
+        "encoder weights",
+        expected="the path of a file",
+        found=f"an object of type {type(source).__name__}",
+        remedy="leave the call out to begin with random weights",
+        code="weights-missing",
+    )
+
+
+def of_another_kind(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: Mapping[str, str]
+) -> list[str]:
+    """Tensors of a file that hold integers for floating weights, or the other way round.
+
+    Copied into a network they would be rounded without a word. Precision does not count: half
+    types are taken for float32.
+
+    Args:
+        given: What the file holds.
+        wanted: The network's tensors.
+        names: Name in the network by name in the file, of those tensors that are to be copied.
+
+    Returns:
+        One phrase each, such as ``stem.weight torch.int32 for torch.float32``.
+    """
+    return [
+        f"{source} {given[source].dtype} for {wanted[own].dtype}"
+        for source, own in names.items()
+        if given[source].is_floating_point() != wanted[own].is_floating_point()
+        or given[source].is_complex() != wanted[own].is_complex()
+    ]
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = list(state)
+    while prefix := next(
+        (one for one in _WRAPPERS if names and all(name.startswith(one) for name in names)), ""
+    ):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, state.values(), strict=True))
+
+
+def _may_hold_code(path: Path, error: Exception) -> bool:
+    """Whether a whole pickle was refused for what is in it, not for being cut or no pickle."""
+    if path.suffix == ".safetensors" or not isinstance(error, pickle.UnpicklingError):
+        return False
+    with path.open("rb") as file:
+        # the mark of pickles since protocol 2; torch's newer files are archives
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 
 
 def _load_tensors(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds; checked after
@@ -94,9 +177,8 @@ def _load_tensors(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds;
 def _no_state(where: str, found: str) -> FormatError:
     return FormatError(
         where,
-        expected="a state dict: tensors by name and nothing else",
+        expected=_STATE,
         found=found,
-        remedy="whole pickled models can run code and are not opened; where the file comes from, "
-        "export it with torch.save(model.float().state_dict(), 'encoder.pth')",
+        remedy=_EXPORT,
         code="weights-format",
     )

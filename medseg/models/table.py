@@ -114,7 +114,8 @@ _ENTRIES = (
         network=MACMD,
         summary="encoder of any timm name, multi-dilated context gates, channel-mix decoder",
         evidence="authors' code",
-        citation="Maurya, Liu, Zwiggelaar: MACMD. arXiv 2511.05803, 2025",
+        citation="Maurya, Liu, Zwiggelaar: MACMD: Multi-dilated Contextual Attention and Channel "
+        "Mixer Decoding for Medical Image Segmentation. arXiv 2511.05803, 2025",
         presets=MappingProxyType(MACMD_PRESETS),
         inputs=MappingProxyType(
             {"base": (224, 224), "maxvit": (224, 224), "small": (96, 96), "tiny": (64, 64)}
@@ -198,11 +199,21 @@ def build_settings(name: str, mapping: Mapping[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        presets = f"start from a preset: {', '.join(entry.presets)}"
+        rule = first.get("ctx", {}).get("error")
+        if isinstance(rule, ConfigError):
+            raise ConfigError(
+                f"{where}, {rule.where}",
+                expected=rule.expected,
+                found=rule.found,
+                remedy=f"{rule.remedy}, or {presets}",
+                code=rule.code,
+            ) from error
         raise ConfigError(
-            f"{where}, {key}" if key else where,
-            expected=_lower(first["msg"]),
-            found=_found(first) if key else str(given),
-            remedy=f"correct it or start from a preset: {', '.join(entry.presets)}",
+            f"{where}, {key}",
+            expected=_expectation(first["msg"]),
+            found=_found(first),
+            remedy=f"correct it, or {presets}",
             code="network-value",
         ) from error
 
@@ -237,37 +248,40 @@ def build_volume_network(choice: NetworkChoice, inputs: InputSettings) -> Segmen
     """A network for volumes with fresh weights, in training mode: 2D ones work slice by slice.
 
     Args:
-        choice: Network, its settings and, for a 2D network, how it is sliced.
-        inputs: The model's grid, which tells the slice axis.
+        choice: Network, its settings and, for a 2D network, how it is sliced. ``in_channels`` may
+            be left out: it is the number of image channels, times the slices that a 2D network sees
+            at once.
+        inputs: The image channels, and the model's grid, which tells the slice axis.
 
     Raises:
         ConfigError: As :func:`build_network`; if slicing is asked of a 3D network; if the slice
-            axis cannot be told or the channels do not fit.
+            axis cannot be told, or ``in_channels`` is given and does not fit.
     """
-    network = build_network(choice.name, choice.settings)
-    if network.rank == 3:
-        if choice.slices is not None:
-            raise ConfigError(
-                "network.slices",
-                expected=f"null, since the network {choice.name} is three-dimensional",
-                found="settings for slices",
-                remedy="leave network.slices out, or choose a 2D network",
-                code="slices-rank",
-            )
-        return network
+    is_2d = _entry(choice.name).rank == 2
     slices = choice.slices or SliceSettings()
-    sliced = SlicedNetwork(network, slices, slices.axis_on(inputs))
-    if sliced.in_channels != len(inputs.channels):
-        seen = 2 * slices.neighbours + 1
+    seen = 2 * slices.neighbours + 1 if is_2d else 1
+    images = len(inputs.channels)
+    network = build_network(choice.name, {"in_channels": seen * images, **choice.settings})
+    if not is_2d and choice.slices is not None:
+        raise ConfigError(
+            "network.slices",
+            expected=f"null, since the network {choice.name} is three-dimensional",
+            found="settings for slices",
+            remedy="leave network.slices out, or choose a 2D network",
+            code="slices-rank",
+        )
+    if network.in_channels != seen * images:
         raise ConfigError(
             f"settings of network {choice.name}, in_channels",
-            expected=f"{seen * len(inputs.channels)}: {len(inputs.channels)} image channels on "
-            f"{seen} slices",
+            expected=f"{images}, the number of image channels"
+            if seen == 1
+            else f"{seen * images}: the number of image channels, {images}, times the {seen} "
+            "slices seen at once",
             found=str(network.in_channels),
-            remedy="leave in_channels out",
+            remedy="leave in_channels out; it follows from the inputs",
             code="network-channels",
         )
-    return sliced
+    return SlicedNetwork(network, slices, slices.axis_on(inputs)) if is_2d else network
 
 
 def _entry(name: str) -> NetworkEntry:
@@ -286,6 +300,8 @@ def _found(problem: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
     return "nothing" if problem["type"] == "missing" else repr(problem["input"])
 
 
-def _lower(message: str) -> str:
-    text = message.removeprefix("Value error, ")
+def _expectation(message: str) -> str:
+    if message == "Field required":
+        return "a value"
+    text = message.removeprefix("Input should be ")
     return text[:1].lower() + text[1:]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medseg.errors import ConfigError, FormatError, ResourceError, one_of
-from medseg.models.state_file import read_state
+from medseg.errors import ConfigError, FormatError, ResourceError
+from medseg.models.state_file import of_another_kind, read_state
 
 __all__ = ["TIMM_STRIDES", "TimmEncoder", "load_timm_weights"]
 
@@ -25,6 +25,14 @@ TIMM_STRIDES = (4, 8, 16, 32)
 """Extents of the image over those of the four maps."""
 
 Layout = Literal["channels first", "channels last"]
+
+# what an encoder must take, and what to do about one that does not
+_OPTIONS = {
+    "drop_path_rate": ("takes a rate of stochastic depth", "set drop_path to 0"),
+    "img_size": ("takes an image size", "leave the image size out"),
+}
+_ALIKE = 0.6
+_SHOWN = 6
 
 
 class TimmEncoder(nn.Module):
@@ -111,10 +119,12 @@ class TimmEncoder(nn.Module):
 
         where = f"encoder {self.name}"
         if not timm.is_model(self.name):
-            near = difflib.get_close_matches(self.name, timm.list_models(), n=6, cutoff=0.0)
+            near = _nearest(self.name, timm.list_models())
             raise ConfigError(
                 where,
-                expected=one_of(self.name, near),
+                expected=f"one of {', '.join(near)} (nearest: {near[0]})"
+                if near
+                else "the name of a network of timm",
                 found="a name that timm does not know",
                 remedy="choose a network of timm; timm.list_models() gives all names",
                 code="encoder-name",
@@ -127,14 +137,35 @@ class TimmEncoder(nn.Module):
         try:
             return self.build_timm_network(features_only=True, **options)
         except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
+            refused = [_OPTIONS[option] for option in self._refused_options(**options)]
             raise ConfigError(
                 where,
-                expected="a network of timm that can give its feature maps and takes the options "
-                f"{self._options}",
+                expected=" and ".join(
+                    ["an encoder that can give its feature maps", *(takes for takes, _ in refused)]
+                ),
                 found=f"timm's refusal: {_first_line(error)}",
-                remedy="set drop_path to 0 and leave the image size out, or choose another encoder",
+                remedy=", or ".join(
+                    [" and ".join(instead for _, instead in refused), "choose another encoder"]
+                    if refused
+                    else ["choose another encoder"]
+                ),
                 code="encoder-options",
             ) from error
+
+    def _refused_options(self, **options: Any) -> list[str]:  # noqa: ANN401 - timm's own options
+        """Those of this encoder's options without which timm would build it."""
+        import timm  # noqa: PLC0415 - its import takes seconds
+
+        def builds(**own: Any) -> bool:  # noqa: ANN401 - timm's own options
+            try:
+                timm.create_model(self.name, features_only=True, **own, **options)
+            except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError):
+                return False
+            return True
+
+        if not builds():
+            return []
+        return [name for name, value in self._options.items() if not builds(**{name: value})]
 
     def _legal_extents(self, image_size: int | None) -> tuple[int, Layout]:
         coarsest = TIMM_STRIDES[-1]
@@ -198,7 +229,7 @@ def load_timm_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> N
     (``pvt_v2_b2.pth``: ``patch_embed1``, ``block1.0``, ``norm1``, ``mlp.dwconv.dwconv``). What
     timm's whole network has and the encoder has not, its classifier above all, is left out;
     everything else must be there, with the same shapes, and nothing besides. A count of batches
-    (``num_batches_tracked``) may be absent.
+    (``num_batches_tracked``) may be absent. Half precision is taken, integers for weights are not.
 
     Args:
         encoder: Its parameters and buffers are overwritten, all of them or, on an error, none.
@@ -206,7 +237,8 @@ def load_timm_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> N
             come over the network, from the Hugging Face hub or its local cache.
 
     Raises:
-        ConfigError: If timm lists no weights for this encoder.
+        ConfigError: If timm lists no weights for this encoder, or ``source`` is neither a file nor
+            ``timm`` but nearly that word.
         FormatError: If the file is missing, of another kind, damaged, or of another network; the
             message names the first tensors that do not fit.
         ResourceError: If timm's weights cannot be fetched.
@@ -216,6 +248,14 @@ def load_timm_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> N
         given = whole = _fetched(encoder)
     else:
         where = f"encoder weights {source.name}"
+        if not source.suffix and not source.is_file() and _likeness(source.name, "timm") >= _ALIKE:
+            raise ConfigError(
+                where,
+                expected="a file of weights, or timm (nearest: timm)",
+                found=f"{source.name!r}, which is neither",
+                remedy="write timm for the weights that timm lists",
+                code="weights-missing",
+            )
         given = _pvt_names_to_timm(read_state(source))
         whole = encoder.build_timm_network().state_dict()
     leftovers = {_flat(name) for name in whole}
@@ -223,11 +263,13 @@ def load_timm_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> N
     # timm's wrapper for features writes stages.0 as stages_0, or puts the network under "model"
     by_flat = {_flat(name.removeprefix("model.")): name for name in wanted}
     state: dict[str, Tensor] = {}
+    known: dict[str, str] = {}
     unexpected: list[str] = []
     for name, tensor in given.items():
         own = by_flat.get(_flat(name))
         if own is not None:
             state[own] = tensor
+            known[name] = own
         elif _flat(name) not in leftovers:
             unexpected.append(name)
     missing = [
@@ -244,6 +286,7 @@ def load_timm_weights(encoder: TimmEncoder, source: Path | Literal["timm"]) -> N
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", reshaped),
+            ("of another type of numbers", of_another_kind(given, wanted, known)),
         )
         if names
     ]
@@ -309,6 +352,21 @@ def _pvt_names_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _info(features: Any) -> Any:  # noqa: ANN401 - timm is untyped
     return features.feature_info
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """Names like this one, nearest first; without its tag, case, dots and lines."""
+    scores = {other: _likeness(name.partition(".")[0], other) for other in names}
+    near = [other for other, score in scores.items() if score >= _ALIKE]
+    return sorted(near, key=lambda other: (-scores[other], other))[:_SHOWN]
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, _plain(other), _plain(name)).ratio()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]", "", name).lower()
 
 
 def _flat(name: str) -> str:

@@ -52,6 +52,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medseg.models.network import SegmentationNetwork
+from medseg.models.setting_rules import broken_rule
 from medseg.ops.autocast import without_autocast
 
 __all__ = ["TRANSDAE_PRESETS", "TransDAE", "TransDAESettings", "efficient_attention"]
@@ -123,20 +124,28 @@ class TransDAESettings(BaseModel):
             per_stage |= {"heads": self.heads, "reductions": self.reductions}
         for name, values in per_stage.items():
             if len(values) != stages:
-                raise ValueError(f"{name} needs one entry per stage, {stages}, not {len(values)}")
+                raise broken_rule(
+                    name, expected=f"one entry per stage, {stages} as in dims", found=values
+                )
         if len(self.decoder_depths) != stages - 1:
-            raise ValueError(
-                "decoder_depths needs one entry per decoder level, "
-                f"{stages - 1}, not {len(self.decoder_depths)}"
+            raise broken_rule(
+                "decoder_depths",
+                expected=f"one entry per decoder level, {stages - 1}: one fewer than dims",
+                found=self.decoder_depths,
             )
-        for dim in self.dims[1:]:
-            if dim % 2:
-                raise ValueError(f"dims after the first must be even, not {dim}: expanding halves")
+        if any(dim % 2 for dim in self.dims[1:]):
+            raise broken_rule(
+                "dims",
+                expected="even numbers after the first, as expanding halves them",
+                found=self.dims,
+            )
         self._check_heads()
         if -(-self.isim_kernel // self.isim_dilation) % 2 == 0:
-            raise ValueError(
-                f"isim_kernel over isim_dilation, rounded up, must be odd, not "
-                f"{-(-self.isim_kernel // self.isim_dilation)}: the gate keeps the lattice"
+            raise broken_rule(
+                "isim_kernel",
+                expected=f"an odd number once divided by isim_dilation = {self.isim_dilation} and "
+                "rounded up, as the gate keeps the lattice",
+                found=self.isim_kernel,
             )
         return self
 
@@ -150,7 +159,12 @@ class TransDAESettings(BaseModel):
         for name, heads in counts.items():
             for dim, count in zip(self.dims, heads, strict=True):
                 if dim % count:
-                    raise ValueError(f"{name} must divide dims: {dim} channels, {count} heads")
+                    raise broken_rule(
+                        name,
+                        expected=f"numbers of heads that divide dims ({count} heads do not divide "
+                        f"{dim} channels)",
+                        found=getattr(self, name),
+                    )
 
     @property
     def strides(self) -> tuple[int, ...]:

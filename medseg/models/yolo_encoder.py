@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import FormatError
-from medseg.models.state_file import read_state
+from medseg.models.state_file import of_another_kind, read_state
 
 __all__ = ["SPPF", "C2f", "ConvUnit", "YoloEncoder", "load_yolo_weights"]
 
@@ -239,7 +239,7 @@ def load_yolo_weights(encoder: YoloEncoder, path: Path) -> None:
 
     Raises:
         FormatError: If the file is missing, damaged or no state dict, if a weight is missing,
-            unknown or of another shape.
+            unknown, of another shape or an integer where a fraction is expected.
     """
     tensors = read_state(path)
     sources = _layer_keys(tensors, path)
@@ -253,7 +253,9 @@ def load_yolo_weights(encoder: YoloEncoder, path: Path) -> None:
         for key, source in sources.items()
         if key in wanted and tensors[source].shape != wanted[key].shape
     ]
+    known = {source: key for key, source in sources.items() if key in wanted}
     for found, kind in (
+        (of_another_kind(tensors, wanted, known), "other types of numbers"),
         (misfits, "other shapes"),
         (missing, "nothing for"),
         (unknown, "unknown keys"),

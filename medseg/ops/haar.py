@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ShapeError
+from medseg.ops.checks import check_tensor, spatial_dims, stored_axes
 from medseg.ops.kernels.blocks import Direction, block_output
 from medseg.ops.kernels.dispatch import Kernel, run, wants_plain
 from medseg.ops.kernels.layout import advise_huge_pages
@@ -32,7 +33,7 @@ _KERNELS = (
 )
 
 
-def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+def haar_forward(x_bcs: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """One orthonormal Haar level along ``axes``.
 
     Convention:
@@ -41,10 +42,9 @@ def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
         a = (even + odd)/sqrt(2) and d = (even - odd)/sqrt(2), which is PyWavelets' ``haar``.
 
     Args:
-        x_bcs: ``(b, c, *spatial)``, floating; every extent in ``axes`` even. The batch may be
-            empty.
-        axes: Spatial axes of ``x_bcs`` (2 is the first; negative ones count from the end). None at
-            all is the identity.
+        x_bcs: ``(b, c, *spatial)``, floating; every extent in ``axes`` even.
+        axes: Spatial axes of ``x_bcs`` (2 is the first; negative ones count from the end); all of
+            them if None. No axis at all, ``()``, is the identity.
 
     Returns:
         ``(b, 2**len(axes) * c, *spatial)`` with the transformed extents halved; the sum of squares
@@ -52,7 +52,7 @@ def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
 
     Raises:
         ShapeError: If an axis is not spatial or named twice, an extent in ``axes`` is odd, or
-            ``x_bcs`` holds integers.
+            ``x_bcs`` is no tensor, lacks axes, holds integers or is an empty batch.
     """
     dims = _spatial_axes(x_bcs, axes, "haar_forward", "x_bcs")
     odd = [dim for dim in dims if x_bcs.shape[dim] % 2]
@@ -72,12 +72,12 @@ def haar_forward(x_bcs: Tensor, axes: Sequence[int]) -> Tensor:
     return bands_bcs
 
 
-def haar_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
+def haar_inverse(bands_bcs: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """Undo :func:`haar_forward` with the same ``axes``.
 
     Args:
         bands_bcs: ``(b, 2**len(axes) * c, *spatial)``, floating, in the sub-band order of the
-            forward transform. The batch may be empty.
+            forward transform.
         axes: As given to :func:`haar_forward`.
 
     Returns:
@@ -86,7 +86,8 @@ def haar_inverse(bands_bcs: Tensor, axes: Sequence[int]) -> Tensor:
 
     Raises:
         ShapeError: If an axis is not spatial or named twice, the channels are no multiple of
-            ``2**len(axes)``, or ``bands_bcs`` holds integers.
+            ``2**len(axes)``, or ``bands_bcs`` is no tensor, lacks axes, holds integers or is an
+            empty batch.
     """
     dims = _spatial_axes(bands_bcs, axes, "haar_inverse", "bands_bcs")
     if bands_bcs.shape[1] % 2 ** len(dims):
@@ -109,12 +110,15 @@ class Haar(nn.Module):
     """:func:`haar_forward` as a module.
 
     Args:
-        axes: Spatial axes of the input.
+        axes: Spatial axes of the input; all of them if None.
+
+    Raises:
+        ConfigError: If an axis is 0 or 1, no whole number, or named twice.
     """
 
-    def __init__(self, axes: Sequence[int]) -> None:
+    def __init__(self, axes: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.axes = tuple(axes)
+        self.axes = stored_axes("Haar axes", axes, code="haar-axes")
 
     def forward(self, x_bcs: Tensor) -> Tensor:
         """``(b, c, *spatial)`` to ``(b, 2**len(axes) * c, *halved)``."""
@@ -130,11 +134,14 @@ class HaarInverse(nn.Module):
 
     Args:
         axes: As given to :class:`Haar`.
+
+    Raises:
+        ConfigError: As :class:`Haar`.
     """
 
-    def __init__(self, axes: Sequence[int]) -> None:
+    def __init__(self, axes: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.axes = tuple(axes)
+        self.axes = stored_axes("HaarInverse axes", axes, code="haar-axes")
 
     def forward(self, bands_bcs: Tensor) -> Tensor:
         """``(b, 2**len(axes) * c, *spatial)`` to ``(b, c, *doubled)``."""
@@ -232,18 +239,10 @@ def _neighbours(x_bcs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return even, odd
 
 
-def _spatial_axes(x_bcs: Tensor, axes: Sequence[int], where: str, argument: str) -> list[int]:
-    if isinstance(axes, int):
-        axes = (axes,)
-    dims = [axis + x_bcs.ndim if axis < 0 else axis for axis in axes]
-    if any(not 2 <= dim < x_bcs.ndim for dim in dims) or len(set(dims)) != len(dims):
-        raise ShapeError(
-            "haar axes",
-            expected=f"different spatial axes, 2 to {x_bcs.ndim - 1}",
-            found=str(tuple(axes)),
-            remedy="axes 0 and 1 are batch and channel",
-            code="haar-axes",
-        )
+def _spatial_axes(
+    x_bcs: Tensor, axes: Sequence[int] | None, where: str, argument: str
+) -> list[int]:
+    check_tensor(f"{where}: {argument}", x_bcs)
     if not (x_bcs.is_floating_point() or x_bcs.is_complex()):
         raise ShapeError(
             f"{where}: {argument}",
@@ -252,4 +251,4 @@ def _spatial_axes(x_bcs: Tensor, axes: Sequence[int], where: str, argument: str)
             remedy="call float() on it first; the sub-bands of integers are fractions",
             code="haar-type",
         )
-    return dims
+    return spatial_dims(f"{where} axes", x_bcs, axes, code="haar-axes")

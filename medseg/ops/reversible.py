@@ -10,12 +10,13 @@ length. The backward pass costs one more evaluation of F and G: the value comput
 is the one that the inverse subtracts.
 
 The inverse is exact in real numbers only. The stream (``x``, ``y`` and the additions) therefore
-stays in float32 at least, whatever type F and G compute in under autocast, and a sequence should
-be kept to some four blocks; :func:`reconstruction_error` measures the drift. Sums of bfloat16
-values are mostly exact in float32, so that a stream of such values drifts less than one that uses
-all bits of float32, whose rounding can move a branch's input to the next bfloat16 value.
-Convolutions that round their factors to fewer bits, as TF32 on NVIDIA devices does by default,
-let it grow; ``torch.backends.cudnn.conv.fp32_precision = "ieee"`` keeps them in float32.
+stays in float32 at least, whatever type F and G compute in: under autocast that which it chooses,
+else that of their weights. A sequence should be kept to some four blocks;
+:func:`reconstruction_error` measures the drift. Sums of bfloat16 values are mostly exact in
+float32, so that a stream of such values drifts less than one that uses all bits of float32, whose
+rounding can move a branch's input to the next bfloat16 value. Convolutions that round their factors
+to fewer bits, as TF32 on NVIDIA devices does by default, let it grow;
+``torch.backends.cudnn.conv.fp32_precision = "ieee"`` keeps them in float32.
 
 Compilation: ``torch.compile`` leaves the graph at a reversible sequence that trains and takes it up
 after. F and G can be compiled each for itself with ``branch.compile()``. Without gradient there is
@@ -24,7 +25,7 @@ no break, and ``torch.export`` gets the plain additions whether gradients are on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast, get_args
 
@@ -33,11 +34,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
 from medseg.errors import ConfigError, ShapeError, one_of
+from medseg.ops.checks import check_tensor
 
 __all__ = [
     "AdditiveCoupling",
@@ -50,12 +53,17 @@ __all__ = [
 
 Memory = Literal["reversible", "stored", "checkpointed"]
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 # generator state of the CPU, and of the stream's device where that is another one
 _RandomState = tuple[Tensor, Tensor | None]
 
 
 class AdditiveCoupling(nn.Module):
     """The two functions of one block; each maps half the channels onto as many.
+
+    Whatever the type of the stream, F and G get their inputs in the type of their weights where
+    that is bfloat16 or float16.
 
     Args:
         f: Applied to the second half, added to the first.
@@ -89,7 +97,11 @@ class AdditiveCoupling(nn.Module):
         return self.f, self.g
 
     def forward(
-        self, x1_bcs: Tensor, x2_bcs: Tensor, states: list[_RandomState] | None = None
+        self,
+        x1_bcs: Tensor,
+        x2_bcs: Tensor,
+        states: list[_RandomState] | None = None,
+        where: str = "reversible block",
     ) -> tuple[Tensor, Tensor]:
         """``y1`` and ``y2`` of ``x1`` and ``x2``, with whatever autograd mode is on.
 
@@ -97,9 +109,14 @@ class AdditiveCoupling(nn.Module):
             x1_bcs: First half of the channels.
             x2_bcs: Second half.
             states: Takes the generator state before each branch, if given.
+            where: What messages call the block.
+
+        Raises:
+            ShapeError: If a branch cannot take its half, or gives another shape.
+            ConfigError: If a branch changes its input in place.
         """
-        y1_bcs = x1_bcs + _value(self.f, x2_bcs, states)
-        return y1_bcs, x2_bcs + _value(self.g, y1_bcs, states)
+        y1_bcs = x1_bcs + _value(self.f, x2_bcs, states, f"{where}, f")
+        return y1_bcs, x2_bcs + _value(self.g, y1_bcs, states, f"{where}, g")
 
 
 class ReversibleSequence(nn.Module):
@@ -165,10 +182,12 @@ class ReversibleSequence(nn.Module):
             As ``x_bcs``, in float32 or wider, in the same memory format.
 
         Raises:
-            ShapeError: If the number of channels is odd.
+            ShapeError: If ``x_bcs`` is no floating tensor, is an empty batch, has an odd number of
+                channels or lies on another device than the weights; or if a branch cannot take
+                its half or gives another shape. The message names the block and the branch.
             ConfigError: If a branch changes its input in place.
         """
-        x_bcs = _stream(x_bcs)
+        x_bcs = _stream(self, x_bcs)
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
             if self.memory == "reversible":
                 y_bcs: Tensor = _recomputed(self, x_bcs)
@@ -185,15 +204,21 @@ class ReversibleSequence(nn.Module):
             states: Takes the generator state before each branch, if given.
         """
         x1, x2 = x_bcs.chunk(2, dim=1)
-        for block in self.couplings:
-            x1, x2 = block(x1, x2, states)
+        for n, block in enumerate(self.couplings):
+            x1, x2 = block(x1, x2, states, _block_name(n))
         return torch.cat((x1, x2), dim=1)
 
     def _checkpointed(self, x_bcs: Tensor) -> Tensor:
         x1, x2 = x_bcs.chunk(2, dim=1)
-        for block in self.couplings:
+        for n, block in enumerate(self.couplings):
             x1, x2 = checkpoint(
-                block, x1, x2, use_reentrant=False, preserve_rng_state=self.draws_random_numbers()
+                block,
+                x1,
+                x2,
+                None,
+                _block_name(n),
+                use_reentrant=False,
+                preserve_rng_state=self.draws_random_numbers(),
             )
         return torch.cat((x1, x2), dim=1)
 
@@ -217,7 +242,7 @@ def inverse(sequence: ReversibleSequence, y_bcs: Tensor) -> Tensor:
         y_bcs: ``(b, c, *spatial)``.
 
     Raises:
-        ShapeError: If the number of channels is odd.
+        ShapeError: As :meth:`ReversibleSequence.forward`.
         ConfigError: If the sequence draws random numbers, or changes its input in place.
     """
     if sequence.draws_random_numbers():
@@ -228,7 +253,7 @@ def inverse(sequence: ReversibleSequence, y_bcs: Tensor) -> Tensor:
             remedy="call eval() on the network first",
             code="reversible-random",
         )
-    return _inverse(sequence, _stream(y_bcs), None)
+    return _inverse(sequence, _stream(sequence, y_bcs), None)
 
 
 def reconstruction_error(sequence: ReversibleSequence, x_bcs: Tensor) -> float:
@@ -239,8 +264,11 @@ def reconstruction_error(sequence: ReversibleSequence, x_bcs: Tensor) -> float:
     Args:
         sequence: Applied in its present mode.
         x_bcs: ``(b, c, *spatial)``.
+
+    Raises:
+        ShapeError: As :meth:`ReversibleSequence.forward`.
     """
-    x_bcs = _stream(x_bcs)
+    x_bcs = _stream(sequence, x_bcs)
     states: list[_RandomState] | None = [] if sequence.draws_random_numbers() else None
     with torch.no_grad():
         y_bcs = sequence.run(x_bcs, states)
@@ -372,7 +400,7 @@ class _Evaluated:
                 branch,
                 dict(zip(names, self._weights, strict=True)),
                 # no leaf itself: torch's module hooks cannot follow one through autograd.grad
-                (self._leaf.view_as(self._leaf),),
+                (_suited(branch, self._leaf.view_as(self._leaf)),),
             )
             # the edge keeps the graph; the value itself is of no use to the gradients
             self._edge = get_gradient_edge(value)
@@ -408,18 +436,29 @@ def _inverse(
     left = list(states or ())
     y1, y2 = y_bcs.chunk(2, dim=1)
     with torch.no_grad():
-        for block in reversed(sequence.couplings):
+        for n, block in reversed(list(enumerate(sequence.couplings))):
             with _replayed(left.pop() if left else None, y_bcs.device):
-                y2 = y2 - _value(block.g, y1, None)
+                y2 = y2 - _value(block.g, y1, None, f"{_block_name(n)}, g")
             with _replayed(left.pop() if left else None, y_bcs.device):
-                y1 = y1 - _value(block.f, y2, None)
+                y1 = y1 - _value(block.f, y2, None, f"{_block_name(n)}, f")
         return torch.cat((y1, y2), dim=1)
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-    reason="a reversible sequence trains outside compiled graphs; compile its branches instead"
-)
+_outside_graphs: Callable[[ReversibleSequence, Tensor], Tensor] | None = None
+
+
 def _recomputed(sequence: ReversibleSequence, x_bcs: Tensor) -> Tensor:
+    global _outside_graphs  # noqa: PLW0603 - made on first use: it takes a second to import
+    if _outside_graphs is None:
+        _outside_graphs = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            _recompute,
+            reason="a reversible sequence trains outside compiled graphs; compile its branches "
+            "instead",
+        )
+    return _outside_graphs(sequence, x_bcs)
+
+
+def _recompute(sequence: ReversibleSequence, x_bcs: Tensor) -> Tensor:
     weights = [
         weight
         for block in sequence.couplings
@@ -429,7 +468,8 @@ def _recomputed(sequence: ReversibleSequence, x_bcs: Tensor) -> Tensor:
     return cast(Tensor, _Recomputed.apply(sequence, x_bcs, *weights))
 
 
-def _stream(x_bcs: Tensor) -> Tensor:
+def _stream(sequence: ReversibleSequence, x_bcs: Tensor) -> Tensor:
+    check_tensor("reversible sequence", x_bcs)
     if x_bcs.shape[1] % 2:
         raise ShapeError(
             "reversible sequence",
@@ -446,26 +486,99 @@ def _stream(x_bcs: Tensor) -> Tensor:
             remedy="call float() on it first",
             code="reversible-type",
         )
-    return x_bcs.float() if x_bcs.dtype in (torch.float16, torch.bfloat16) else x_bcs
+    for weight in sequence.parameters():
+        if weight.device != x_bcs.device:
+            raise ShapeError(
+                "reversible sequence",
+                expected=f"a tensor on {weight.device}, where the weights are",
+                found=str(x_bcs.device),
+                remedy="move one of them with to()",
+                code="reversible-device",
+            )
+        break
+    return x_bcs.float() if x_bcs.dtype in _HALVES else x_bcs
 
 
-def _value(branch: nn.Module, x_bcs: Tensor, states: list[_RandomState] | None) -> Tensor:
+def _block_name(n: int) -> str:
+    return f"reversible block {n}"
+
+
+def _suited(branch: nn.Module, x_bcs: Tensor) -> Tensor:
+    """The input of a branch, rounded to half precision where the weights are."""
+    for weight in branch.parameters():
+        if weight.is_floating_point():
+            return x_bcs.to(weight.dtype) if weight.dtype in _HALVES else x_bcs
+    return x_bcs
+
+
+def _value(
+    branch: nn.Module, x_bcs: Tensor, states: list[_RandomState] | None, where: str
+) -> Tensor:
     if states is not None:
         states.append(_random_state(x_bcs.device))
+    source_bcs = _suited(branch, x_bcs)
     if torch.compiler.is_compiling():
         # versions cannot be traced; a graph without gradient is functional anyway
-        return cast(Tensor, branch(x_bcs))
-    version = None if x_bcs.is_inference() else x_bcs._version
-    value = cast(Tensor, branch(x_bcs))
-    if version is not None and x_bcs._version != version:
+        value = cast(Tensor, branch(source_bcs))
+        _check_value(value, x_bcs, where)
+        return value
+    version = None if source_bcs.is_inference() else source_bcs._version
+    try:
+        value = cast(Tensor, branch(source_bcs))
+    except RuntimeError as error:
+        misfit = _misfit(branch, source_bcs)
+        if misfit is None:
+            raise
+        expected, found = misfit
+        raise ShapeError(
+            where,
+            expected=expected,
+            found=found,
+            remedy="hand in what the branch was built for; the channels are halved between f and g",
+            code="reversible-shape",
+        ) from error
+    if version is not None and source_bcs._version != version:
         raise ConfigError(
-            "reversible block",
+            where,
             expected="branches that leave their input as it is",
             found="a first operation that works in place",
             remedy="set inplace=False on it",
             code="reversible-inplace",
         )
+    _check_value(value, x_bcs, where)
     return value
+
+
+def _check_value(value: object, x_bcs: Tensor, where: str) -> None:
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if shape != tuple(x_bcs.shape):
+        # a shape that broadcasts would be added without a word
+        raise ShapeError(
+            where,
+            expected=f"a result of the shape of its input, {tuple(x_bcs.shape)}",
+            found=str(shape),
+            remedy="pad its convolutions, and let it give as many channels as it takes",
+            code="reversible-shape",
+        )
+
+
+def _misfit(branch: nn.Module, x_bcs: Tensor) -> tuple[str, str] | None:
+    """What the first layer of a failed branch expects and what it got; None if they agree."""
+    for module in branch.modules():
+        if isinstance(module, _ConvNd):
+            channels, rank = module.in_channels, len(module.kernel_size)
+        elif isinstance(module, nn.GroupNorm):
+            channels, rank = module.num_channels, x_bcs.ndim - 2
+        else:
+            continue
+        if x_bcs.ndim != rank + 2:
+            return f"{rank} spatial axes", f"shape {tuple(x_bcs.shape)}"
+        if x_bcs.shape[1] != channels:
+            return f"{channels} channels in each half", str(x_bcs.shape[1])
+        if module.weight is not None and x_bcs.dtype != module.weight.dtype:
+            return f"a tensor of {module.weight.dtype}, as the weights are", str(x_bcs.dtype)
+        return None
+    return None
 
 
 def _random_state(device: torch.device) -> _RandomState:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError, one_of
+from medseg.ops.autocast import autocasts
+from medseg.ops.checks import check_tensor
 from medseg.ops.kernels.blocks import Direction
 from medseg.ops.kernels.dispatch import Kernel, run, wants_plain
 from medseg.ops.kernels.layout import advise_huge_pages, memory_format_of
@@ -65,14 +67,15 @@ def depth_to_space(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
         fastest. With equal factors in 2D this is ``torch.nn.functional.pixel_shuffle``.
 
     Args:
-        x_bcs: ``(b, c * prod(factors), *spatial)`` of any type. The batch may be empty.
+        x_bcs: ``(b, c * prod(factors), *spatial)`` of any type.
         factors: One positive integer per spatial axis.
 
     Returns:
         ``(b, c, *spatial * factors)``; channels-last goes in, channels-last comes out.
 
     Raises:
-        ShapeError: If the factors do not fit the rank or the channels.
+        ShapeError: If the factors do not fit the rank or the channels, or ``x_bcs`` is no tensor,
+            lacks axes or is an empty batch.
     """
     _check_channels(x_bcs, factors, "depth_to_space")
     if math.prod(factors) == 1:
@@ -87,8 +90,7 @@ def space_to_depth(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
     """Undo :func:`depth_to_space` with the same ``factors``.
 
     Args:
-        x_bcs: ``(b, c, *spatial)`` of any type; every extent a multiple of its factor. The batch
-            may be empty.
+        x_bcs: ``(b, c, *spatial)`` of any type; every extent a multiple of its factor.
         factors: One positive integer per spatial axis.
 
     Returns:
@@ -96,10 +98,11 @@ def space_to_depth(x_bcs: Tensor, factors: Sequence[int]) -> Tensor:
         out.
 
     Raises:
-        ShapeError: If the factors do not fit the rank or the extents.
+        ShapeError: If the factors do not fit the rank or the extents, or ``x_bcs`` is no tensor,
+            lacks axes or is an empty batch.
     """
-    spatial = list(x_bcs.shape[2:])
     block = _block(x_bcs, factors, "space_to_depth")
+    spatial = list(x_bcs.shape[2:])
     if any(extent % factor for extent, factor in zip(spatial, factors, strict=True)):
         raise ShapeError(
             "space_to_depth",
@@ -127,7 +130,7 @@ def activate_and_shuffle(
     The derivative is taken from the result, so the backward pass needs the result alone.
 
     Args:
-        x_bcs: ``(b, c * prod(factors), *spatial)``, floating. The batch may be empty.
+        x_bcs: ``(b, c * prod(factors), *spatial)``, floating.
         factors: One positive integer per spatial axis.
         activation: ``tanh``, ``relu``, ``leaky_relu`` or ``identity``.
         negative_slope: Of leaky ReLU; not negative, or the result would not tell the sign.
@@ -137,7 +140,8 @@ def activate_and_shuffle(
 
     Raises:
         ConfigError: If the activation is unknown or the slope negative.
-        ShapeError: If the factors do not fit the rank or the channels, or ``x_bcs`` holds integers.
+        ShapeError: If the factors do not fit the rank or the channels, or ``x_bcs`` is no tensor,
+            lacks axes, holds integers or is an empty batch.
     """
     _check_activation(activation, negative_slope)
     _check_channels(x_bcs, factors, "activate_and_shuffle")
@@ -269,9 +273,11 @@ class SubPixelConv(nn.Module):
         """``(b, channels_in, *spatial)`` to ``(b, channels_out, *spatial * factors)``.
 
         Raises:
-            ShapeError: If ``x_bcs`` has another rank or number of channels, holds integers, or is
-                on another device than the weights.
+            ShapeError: If ``x_bcs`` is no tensor, is an empty batch, has another rank or number of
+                channels, holds integers, or is on another device or (without autocast) of another
+                type than the weights.
         """
+        check_tensor("SubPixelConv: x_bcs", x_bcs)
         rank, channels = len(self.factors), self.project.in_channels
         if x_bcs.ndim != rank + 2 or x_bcs.shape[1] != channels:
             raise ShapeError(
@@ -296,6 +302,14 @@ class SubPixelConv(nn.Module):
                 found=str(x_bcs.device),
                 remedy="move one of them with to()",
                 code="subpixel-device",
+            )
+        if x_bcs.dtype != self.project.weight.dtype and not autocasts(x_bcs.device.type):
+            raise ShapeError(
+                "SubPixelConv: x_bcs",
+                expected=f"a tensor of {self.project.weight.dtype}, as the weights are",
+                found=str(x_bcs.dtype),
+                remedy="convert one of them with to(), or use torch.autocast",
+                code="subpixel-type",
             )
         return activate_and_shuffle(
             self.project(x_bcs), self.factors, self.activation, self.negative_slope
@@ -564,6 +578,7 @@ def _check_activation(activation: str, negative_slope: float) -> None:
 
 
 def _block(x_bcs: Tensor, factors: Sequence[int], where: str) -> int:
+    check_tensor(f"{where}: x_bcs", x_bcs)
     whole = isinstance(factors, Sequence) and all(isinstance(factor, int) for factor in factors)
     if not whole or len(factors) != x_bcs.ndim - 2 or any(factor < 1 for factor in factors):
         raise ShapeError(

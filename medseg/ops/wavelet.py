@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError
+from medseg.ops.checks import check_tensor, spatial_dims, stored_axes
 from medseg.ops.wavelet_filters import (
     FilterBank,
     Mode,
@@ -72,16 +73,18 @@ def dwt(
         wavelet: PyWavelets' name, such as ``db4``, or filters of one's own.
         mode: How the signal goes on beyond its ends.
         axes: Spatial axes of ``x_bcs`` (2 is the first; negative ones count from the end); all of
-            them if None. No axis at all is the identity.
+            them if None. No axis at all, ``()``, is the identity.
 
     Returns:
         ``(b, 2**len(axes) * c, *spatial)``; an extent ``n`` in ``axes`` becomes
-        ``(n + taps - 1) // 2``, or ``ceil(n / 2)`` in mode ``periodization``.
+        ``(n + taps - 1) // 2``, or ``ceil(n / 2)`` in mode ``periodization``. As in PyWavelets a
+        filter may be longer than the signal: the ends then touch every coefficient, and there can
+        be more coefficients than samples. (:func:`wavedec` and :func:`wavelet_packet` refuse it.)
 
     Raises:
         ConfigError: If there is no such wavelet or mode.
         ShapeError: If an axis is not spatial or named twice, an extent is too short for the mode,
-            or ``x_bcs`` is not floating.
+            or ``x_bcs`` is no tensor, lacks axes, is not floating or is an empty batch.
     """
     bank, mode, dims = _bank(wavelet), mode_named(mode), _spatial_dims("dwt", x_bcs, axes)
     for dim in dims:
@@ -116,7 +119,8 @@ def idwt(
         ConfigError: If there is no such wavelet or mode.
         ShapeError: If an axis is not spatial or named twice, the channels are no multiple of
             ``2**len(axes)``, the coefficients are too few for the filters, ``extents`` cannot have
-            given them, or ``bands_bcs`` is not floating.
+            given them, or ``bands_bcs`` is no tensor, lacks axes, is not floating or is an empty
+            batch.
     """
     bank, mode, dims = _bank(wavelet), mode_named(mode), _spatial_dims("idwt", bands_bcs, axes)
     _check_bands("idwt", bands_bcs, 2 ** len(dims))
@@ -188,8 +192,8 @@ def waverec(
 
     Raises:
         ConfigError: As :func:`idwt`.
-        ShapeError: As :func:`idwt`; or if there are no details, or those of a level do not fit the
-            approximation below it.
+        ShapeError: As :func:`idwt`; or if there are no details, or those of a level are no tensor
+            or do not fit the approximation below it.
     """
     if len(coefficients) < 2:
         raise ShapeError(
@@ -201,6 +205,8 @@ def waverec(
         )
     x_bcs = coefficients[0]
     dims = _spatial_dims("waverec", x_bcs, axes)
+    for n, details_bcs in enumerate(coefficients):
+        check_tensor(f"coefficients[{n}]", details_bcs)
     finer = [*([detail.shape[dim] for dim in dims] for detail in coefficients[2:]), extents]
     for n, (details_bcs, wanted) in enumerate(zip(coefficients[1:], finer, strict=True)):
         expected = (x_bcs.shape[0], (2 ** len(dims) - 1) * x_bcs.shape[1], *x_bcs.shape[2:])
@@ -321,9 +327,11 @@ def named_bands(bands_bcs: Tensor, n_axes: int, level: int = 1) -> dict[str, Ten
         ``(b, c, *spatial)`` by name; views.
 
     Raises:
-        ShapeError: If the channels do not divide into so many sub-bands.
+        ShapeError: If the channels do not divide into so many sub-bands, or it is no tensor or an
+            empty batch.
     """
     names = band_names(n_axes, level)
+    check_tensor("named_bands", bands_bcs)
     _check_bands("named_bands", bands_bcs, len(names))
     return dict(zip(names, bands_bcs.chunk(len(names), dim=1), strict=True))
 
@@ -339,7 +347,7 @@ def stacked_bands(bands: Mapping[str, Tensor]) -> Tensor:
 
     Raises:
         ConfigError: If a name is missing or unknown.
-        ShapeError: If the shapes differ.
+        ShapeError: If one is no tensor or an empty batch, or the shapes differ.
     """
     letters = len(next(iter(bands), ""))
     names = band_names(letters)
@@ -351,6 +359,8 @@ def stacked_bands(bands: Mapping[str, Tensor]) -> Tensor:
             remedy="fill missing sub-bands with zeros",
             code="wavelet-bands",
         )
+    for name in names:
+        check_tensor(f"bands[{name!r}]", bands[name])
     shapes = {tuple(band.shape) for band in bands.values()}
     if len(shapes) != 1:
         raise ShapeError(
@@ -376,12 +386,14 @@ def named_coefficients(
         The approximation, then one dictionary of details per level, coarsest first.
 
     Raises:
-        ShapeError: If the channels do not divide into so many sub-bands.
+        ShapeError: If the channels do not divide into so many sub-bands, or details are no tensor
+            or an empty batch.
     """
     approximation, *details = coefficients
     names = band_names(n_axes)[1:]
     named: list[Tensor | dict[str, Tensor]] = [approximation]
     for details_bcs in details:
+        check_tensor("named_coefficients", details_bcs)
         _check_bands("named_coefficients", details_bcs, len(names))
         named.append(dict(zip(names, details_bcs.chunk(len(names), dim=1), strict=True)))
     return named
@@ -429,7 +441,7 @@ class _Transform(nn.Module):
         super().__init__()
         self.bank = _bank(wavelet)
         self.mode = mode_named(mode)
-        self.axes = None if axes is None else tuple(axes)
+        self.axes = stored_axes(f"{type(self).__name__} axes", axes, code="wavelet-axes")
 
     def extra_repr(self) -> str:
         return f"{self.bank.name!r}, mode={self.mode!r}, axes={self.axes}"
@@ -533,7 +545,7 @@ class InverseWaveletPacket(WaveletPacket):
 
 
 def _in_groups(x_bcs: Tensor, channels: int) -> Tensor:
-    samples = x_bcs.shape[0] * x_bcs.shape[1] // max(channels, 1)
+    samples = x_bcs.shape[0] * x_bcs.shape[1] // channels
     return x_bcs.reshape(samples, channels, *x_bcs.shape[2:])
 
 
@@ -542,6 +554,7 @@ def _bank(wavelet: str | FilterBank) -> FilterBank:
 
 
 def _spatial_dims(where: str, x_bcs: Tensor, axes: Sequence[int] | None) -> list[int]:
+    check_tensor(where, x_bcs)
     if not x_bcs.is_floating_point():
         raise ShapeError(
             where,
@@ -550,20 +563,7 @@ def _spatial_dims(where: str, x_bcs: Tensor, axes: Sequence[int] | None) -> list
             remedy="convert it, for instance with .float()",
             code="wavelet-dtype",
         )
-    if axes is None:
-        axes = range(2, x_bcs.ndim)
-    if isinstance(axes, int):
-        axes = (axes,)
-    dims = [axis + x_bcs.ndim if axis < 0 else axis for axis in axes]
-    if any(not 2 <= dim < x_bcs.ndim for dim in dims) or len(set(dims)) != len(dims):
-        raise ShapeError(
-            f"{where} axes",
-            expected=f"different spatial axes, 2 to {x_bcs.ndim - 1}",
-            found=str(tuple(axes)),
-            remedy="axes 0 and 1 are batch and channel",
-            code="wavelet-axes",
-        )
-    return dims
+    return spatial_dims(f"{where} axes", x_bcs, axes, code="wavelet-axes")
 
 
 def _check_extent(extent: int, dim: int, mode: Mode) -> None:

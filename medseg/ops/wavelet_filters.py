@@ -98,11 +98,19 @@ def filter_bank(wavelet: str) -> FilterBank:
             to ``coif17``, ``bior1.1`` to ``bior6.8``, ``rbio1.1`` to ``rbio6.8`` or ``dmey``.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If there is none of that name, or it is no name.
 
     >>> len(filter_bank("db2").dec_lo)
     4
     """
+    if not isinstance(wavelet, str):
+        raise ConfigError(
+            "wavelet",
+            expected="a name such as db4, or a FilterBank",
+            found=f"an object of type {type(wavelet).__name__}",
+            remedy="give the name, or a FilterBank of filters of your own",
+            code="wavelet-unknown",
+        )
     return _looked_up(wavelet)
 
 

@@ -110,6 +110,7 @@ def test_what_is_no_image_for_it_is_refused_by_name(name: str) -> None:
         (torch.zeros(1, 2, 1, *extents), f"expected {network.rank + 2} axes"),
         (torch.zeros(1, 3, *extents), "expected 2 channels, found 3"),
         (torch.zeros(0, 2, *extents), "found an empty batch"),
+        (np.zeros((1, 2, *extents), np.float32), "found an object of type ndarray"),
         (torch.zeros(1, 2, *extents, dtype=torch.int32), "found torch.int32"),
         (torch.zeros(1, 2, *extents).double(), "expected an image of torch.float32.*float64"),
         (torch.zeros(1, 2, *extents, device="meta"), "expected an image on cpu.*found one on meta"),
@@ -194,6 +195,26 @@ def test_double_precision_works_throughout(name: str) -> None:
         double = copy.deepcopy(network).double()(x.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-3)
+
+
+@EVERY
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_a_whole_module_in_half_precision_stays_near_and_trains(
+    name: str, kind: torch.dtype
+) -> None:
+    network = build(name).eval()
+    x = image(network, 2)
+    half = copy.deepcopy(network).to(kind)
+    with torch.no_grad():
+        exact, rough = network(x), half(x.to(kind))
+    assert rough.dtype == kind
+    tolerance = 0.1 if kind is torch.bfloat16 else 0.02
+    assert (rough.float() - exact).abs().mean() < tolerance * exact.std()
+    loss_of(half.train()(x.to(kind))).backward()
+    for key, weight in half.named_parameters():
+        assert weight.grad is not None, key
+        assert weight.grad.dtype == kind
+        assert weight.grad.isfinite().all(), key
 
 
 @EVERY
@@ -325,7 +346,9 @@ def test_neighbouring_slices_need_as_many_channels(name: str) -> None:
         {"channels": [{"name": "CT"}], "spacing_mm": [1, 1, 3], "window_ijk": [32, 32, 8]}
     )
     choice = {"name": name, "slices": {"neighbours": 2}}
-    with pytest.raises(ConfigError, match=r"in_channels: expected 5: 1 image channels on 5 slices"):
+    with pytest.raises(
+        ConfigError, match=r"in_channels: expected 5: the number of .*, 1, times the 5 slices"
+    ):
         build_volume_network(
             NetworkChoice(**choice, settings={"preset": "tiny", "in_channels": 10}), inputs
         )

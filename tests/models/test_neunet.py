@@ -408,10 +408,10 @@ def test_illegal_extents_and_channels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kernels": ((3, 3, 3),)}, "one entry per stage, not 3, 1 and 3"),
-        ({"kernels": ((3, 3, 2),) * 3}, "kernels must be odd"),
-        ({"strides": ((2, 2, 2),) * 3}, "the first stride must be"),
-        ({"strides": ((1, 1, 1), (1, 1, 3), (1, 1, 1))}, "a stride is 1 or 2"),
+        ({"kernels": ((3, 3, 3),)}, "kernels: expected one entry per stage, 3 as in features"),
+        ({"kernels": ((3, 3, 2),) * 3}, "kernels: expected odd extents"),
+        ({"strides": ((2, 2, 2),) * 3}, r"strides: expected \(1, 1, 1\) first"),
+        ({"strides": ((1, 1, 1), (1, 1, 3), (1, 1, 1))}, "strides: expected 1 and 2 only"),
     ],
 )
 def test_stages_that_do_not_fit_together_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medseg.errors import FormatError, ShapeError
+from medseg.errors import ConfigError, FormatError, ShapeError
 from medseg.models.qtseg import (
     QTSEG_PRESETS,
     Attention,
@@ -573,7 +574,7 @@ def test_an_exported_program_and_an_onnx_file_take_other_extents(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"heads": 5}, r"heads must divide 2 \* base_width = 32"),
+        ({"heads": 5}, r"heads: expected a number that divides 2 \* base_width = 32"),
         ({"depths": (1, 2, 2)}, "Field required"),
         ({"mask_depths": (1, 0, 3)}, "greater than or equal to 1"),
         ({"norm_eps": 0}, "greater than 0"),
@@ -679,6 +680,14 @@ def without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             r"\(16, 3, 3, 3\) for \(4, 1, 3, 3\)",
         ),
         (lambda t: t | {"decoder.tokens": torch.zeros(1)}, r"found decoder\.tokens"),
+        (
+            lambda t: {key: value.int() for key, value in t.items()},
+            r"found other types of numbers model\.\d.* torch\.int32 for torch\.float32, ",
+        ),
+        (
+            lambda t: t | {"model.0.bn.num_batches_tracked": torch.tensor(1.5)},
+            r"model\.0\.bn\.num_batches_tracked torch\.float32 for torch\.int64; ",
+        ),
     ],
 )
 def test_encoder_weights_that_do_not_fit_are_refused_and_change_nothing(
@@ -697,6 +706,9 @@ def test_pickled_models_checkpoints_and_damaged_files_are_refused(tmp_path: Path
     torch.save({"model": YoloEncoder(1, 4)}, tmp_path / "whole.pt")
     torch.save({"epoch": 3, "state": donor()}, tmp_path / "checkpoint.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with (tmp_path / "plain.pt").open("wb") as file:
+        pickle.dump({"model": Path}, file, protocol=2)
     write(tmp_path / "cut.pt", donor())
     for name in ("cut.pt", "cut.safetensors", "empty.pth"):
         source = (tmp_path / "cut.pt").read_bytes()
@@ -705,6 +717,8 @@ def test_pickled_models_checkpoints_and_damaged_files_are_refused(tmp_path: Path
         "whole.pt": r"holds more than tensors; .* torch\.save\(model\.float\(\)\.state_dict\(\)",
         "checkpoint.pt": "found int at 'epoch'",
         "list.pt": "found an object of type list",
+        "plain.pt": r"holds more than tensors; whole pickled models can run code",
+        "text.pt": "damaged, or something else under that name; copy or download it again",
         "cut.pt": "damaged",
         "cut.safetensors": "damaged",
         "empty.pth": "damaged",
@@ -713,9 +727,29 @@ def test_pickled_models_checkpoints_and_damaged_files_are_refused(tmp_path: Path
         with pytest.raises(FormatError, match=pattern) as caught:
             tiny().load_encoder_weights(tmp_path / name)
         assert caught.value.code == "weights-format"
+        # advice about code is for files that may hold some
+        assert ("run code" in str(caught.value)) is (name in {"whole.pt", "plain.pt"})
     torch.save({key: value * torch.nan for key, value in donor().items()}, tmp_path / "nan.pt")
     with pytest.raises(FormatError, match="found NaN or infinity in"):
         tiny().load_encoder_weights(tmp_path / "nan.pt")
     with pytest.raises(FormatError, match="no such file") as caught:
         tiny().load_encoder_weights(tmp_path / "absent.pt")
     assert caught.value.code == "weights-missing"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_write_before_every_key_is_taken_off(tmp_path: Path, prefix: str) -> None:
+    tensors = {prefix + key: value for key, value in ultralytics(donor()).items()}
+    network = tiny()
+    network.load_encoder_weights(write(tmp_path / "wrapped.pt", tensors))
+    found = network.encoder.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in donor().items())
+    one_without = {**tensors, "model.0.conv.weight": donor()["layers.0.conv.weight"]}
+    with pytest.raises(FormatError, match=r"expected keys such as .* found \w+\."):
+        network.load_encoder_weights(write(tmp_path / "mixed.pt", one_without))
+
+
+@pytest.mark.parametrize("source", [None, 3])
+def test_what_is_no_path_is_no_file_of_weights(source: Any) -> None:
+    with pytest.raises(ConfigError, match="the path of a file, found an object of type"):
+        tiny().load_encoder_weights(source)

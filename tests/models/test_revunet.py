@@ -344,5 +344,7 @@ def test_the_head_is_at_full_resolution_and_carries_all_the_weight() -> None:
 
 @pytest.mark.parametrize("widths", [(15, 32), (12, 32), (4, 8)])
 def test_widths_that_cannot_be_split_into_groups_are_refused(widths: tuple[int, ...]) -> None:
-    with pytest.raises(ValidationError, match=r"is no multiple of 2 \* norm_groups = 8"):
+    with pytest.raises(
+        ValidationError, match=r"widths: expected multiples of 2 \* norm_groups = 8"
+    ):
         RevUNetSettings(widths=widths)

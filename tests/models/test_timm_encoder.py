@@ -97,6 +97,26 @@ def test_the_dry_run_leaves_weights_mode_and_statistics_as_they_were() -> None:
     assert not any(counters)
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("pvt_v2_bo", "pvt_v2_b0"),
+        ("PVTv2-B0", "pvt_v2_b0"),
+        ("PVTv2-B2.in1k", "pvt_v2_b2"),
+        ("resnet-50", "resnet50"),
+        ("ConvNeXt-Tiny", "convnext_tiny"),
+    ],
+)
+def test_case_and_lines_do_not_hide_a_name(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\(nearest: {nearest}\)"):
+        on_meta(name)
+
+
+def test_a_name_that_is_like_no_other_gets_no_list() -> None:
+    with pytest.raises(ConfigError, match="expected the name of a network of timm, found"):
+        on_meta("nosuch")
+
+
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"nearest: pvt_v2_b2\).*timm does not know"):
         on_meta("pvt_v2_b22")
@@ -110,8 +130,18 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         ("vit_tiny_patch16_224", {}, "strides 16, 16, 16, without 4, 8, 32"),
         ("levit_128s", {}, "strides 16, 32, 64, without 4, 8"),
         ("coatnet_0_224", {}, "neither those of 32 nor those of 224"),
-        ("vgg11", {"drop_path": 0.1}, "set drop_path to 0"),
-        ("resnet10t", {"image_size": 64}, "leave the image size out"),
+        ("vgg11", {"drop_path": 0.1}, "; set drop_path to 0, or choose another encoder$"),
+        ("resnet10t", {"image_size": 64}, "; leave the image size out, or choose another encoder$"),
+        (
+            "test_resnet",
+            {"image_size": 64, "drop_path": 0.1},
+            "; leave the image size out, or choose",
+        ),
+        (
+            "densenet121",
+            {"image_size": 64, "drop_path": 0.1},
+            "; set drop_path to 0 and leave the image size out, or choose another",
+        ),
     ],
 )
 def test_encoders_that_cannot_serve_are_refused(
@@ -244,6 +274,21 @@ def test_weights_that_do_not_fit_change_nothing(trained: TimmEncoder, tmp_path: 
         r"1 of another shape \(patch_embed.proj.weight \(64, 3, 7, 7\) for \(32, 3, 7, 7\)\)",
     )
     refused({"fc.weight": torch.zeros(2)}, "missing .* unexpected")
+    refused(
+        {name: tensor.int() for name, tensor in state.items()},
+        r"of another type of numbers \(\S+ torch\.int32 for torch\.float32, ",
+    )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_write_before_every_name_is_taken_off(
+    trained: TimmEncoder, tmp_path: Path, prefix: str
+) -> None:
+    state = {prefix + name: tensor for name, tensor in trained.features.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "wrapped.pth")
+    encoder = TimmEncoder("pvt_v2_b0")
+    load_timm_weights(encoder, tmp_path / "wrapped.pth")
+    assert_same(encoder, trained)
 
 
 class Payload:
@@ -259,18 +304,27 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
             load_timm_weights(encoder, tmp_path / name)
         assert str(tmp_path) not in str(caught.value)
 
-    refused("weights.npz", r"one of .*\.safetensors.* found '\.npz'")
+    refused("weights.npz", r"one of .*\.safetensors, .*\.tar, found '\.npz'")
+    refused("weights", "found a name without an ending")
     refused("absent.pth", "no such file")
     (tmp_path / "damaged.safetensors").write_bytes(b"not a file of tensors")
-    refused("damaged.safetensors", "damaged or holds more than tensors")
+    refused("damaged.safetensors", "damaged, or something else .* copy or download it again")
     (tmp_path / "damaged.pth").write_bytes(b"neither")
-    refused("damaged.pth", "damaged or holds more than tensors")
+    refused("damaged.pth", "damaged, or something else .* copy or download it again")
     torch.save({"weights": Payload()}, tmp_path / "code.pth")
-    refused("code.pth", "damaged or holds more than tensors")
+    refused("code.pth", "holds more than tensors; whole pickled models can run code")
+    torch.save({"weights": Payload()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    refused("old.pth", "holds more than tensors; whole pickled models can run code")
     torch.save({"epoch": 3}, tmp_path / "log.pt")
     refused("log.pt", "found int at 'epoch'")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     refused("list.pt", "an object of type list")
+
+
+@pytest.mark.parametrize("word", ["tim", "Timm", "timmm"])
+def test_the_word_timm_is_offered_to_who_misspells_it(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"or timm \(nearest: timm\), found '{word}'"):
+        load_timm_weights(on_meta("pvt_v2_b0"), Path(word))
 
 
 def test_an_encoder_without_listed_weights_says_so() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg.errors import ShapeError
+from medseg.errors import ConfigError, ShapeError
 from medseg.ops.haar import Haar, HaarInverse, haar_forward, haar_inverse
 from medseg.ops.kernels.dispatch import forced
 
@@ -174,9 +175,20 @@ def test_no_axes_leave_the_tensor_as_it_is() -> None:
     assert torch.equal(torch.ops.medseg.haar_inverse(x, []), x)
 
 
-def test_an_empty_batch_stays_empty(path: None) -> None:
-    assert haar_forward(torch.zeros(0, 2, 4, 6), (2, 3)).shape == (0, 8, 2, 3)
-    assert haar_inverse(torch.zeros(0, 8, 2, 3), (2, 3)).shape == (0, 2, 4, 6)
+@pytest.mark.parametrize("function", [haar_forward, haar_inverse])
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(0, 4, 4, 6), r"found an empty batch of shape \(0, 4, 4, 6\)"),
+        (torch.zeros(4, 6), r"the axes \(batch, channel, \*spatial\), found shape \(4, 6\)"),
+        (np.zeros((1, 4, 4, 6)), "a torch tensor, found an object of type ndarray"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(
+    function: Callable[..., Tensor], x: Any, words: str
+) -> None:
+    with pytest.raises(ShapeError, match=rf"{function.__name__}: \w+: expected .*{words}"):
+        function(x, (2, 3))
 
 
 @pytest.mark.parametrize("function", [haar_forward, haar_inverse])
@@ -190,10 +202,30 @@ def test_an_odd_extent_is_refused_with_the_size_to_pad_to() -> None:
         haar_forward(torch.zeros(1, 1, 4, 5), (2, 3))
 
 
-@pytest.mark.parametrize("axes", [(1,), (2, 2), (2, -2), (4,)])
-def test_axes_that_are_not_spatial_or_come_twice_are_refused(axes: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match="different spatial axes, 2 to 3"):
+@pytest.mark.parametrize("axes", [(1,), (2, 2), (2, -2), (4,), (2.0,), "ij", 2.0, ("2",)])
+def test_axes_that_are_not_spatial_or_come_twice_are_refused(axes: Any) -> None:
+    with pytest.raises(ShapeError, match=r"haar_forward axes: expected different .* axes, 2 to 3"):
         haar_forward(torch.zeros(1, 1, 4, 4), axes)
+
+
+def test_the_only_spatial_axis_is_named() -> None:
+    with pytest.raises(ShapeError, match=r"expected the only spatial axis, 2, found \(3,\)"):
+        haar_forward(torch.zeros(1, 1, 4), (3,))
+
+
+def test_all_spatial_axes_are_taken_where_none_are_named() -> None:
+    x = torch.randn(1, 2, 4, 6)
+    assert torch.equal(haar_forward(x), haar_forward(x, (2, 3)))
+    assert torch.equal(HaarInverse()(Haar(None)(x)), haar_inverse(haar_forward(x)))
+
+
+@pytest.mark.parametrize("module", [Haar, HaarInverse])
+@pytest.mark.parametrize("axes", [(1,), (0, 2), (2, 2), (2.0,), "ij"])
+def test_a_module_refuses_axes_that_cannot_be_spatial_when_it_is_built(
+    module: Callable[..., object], axes: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"axes: expected different spatial axes: 2 or more, or"):
+        module(axes)
 
 
 def test_an_incomplete_set_of_bands_is_refused() -> None:

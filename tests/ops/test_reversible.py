@@ -549,7 +549,7 @@ def test_an_empty_sequence_is_refused() -> None:
 
 def test_a_branch_that_works_in_place_on_its_input_is_refused() -> None:
     block = AdditiveCoupling(nn.ReLU(inplace=True), nn.Identity())
-    with pytest.raises(ConfigError, match="first operation that works in place"):
+    with pytest.raises(ConfigError, match=r"block 0, f: .*first operation that works in place"):
         ReversibleSequence([block])(torch.randn(1, 2, 3))
 
 
@@ -586,3 +586,97 @@ def test_a_stream_of_integers_is_refused() -> None:
     sequence = ReversibleSequence([AdditiveCoupling(nn.Identity(), nn.Identity())])
     with pytest.raises(ShapeError, match="reversible sequence: expected a floating tensor"):
         sequence(torch.zeros(1, 2, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(0, 4, 4, 4, 4), "found an empty batch"),
+        (torch.zeros(4, 4), "the axes .batch, channel"),
+        (None, "expected a torch tensor, found an object of type NoneType"),
+        (torch.zeros(1, 4, 4, 4, 4, device="meta"), "a tensor on cpu, where the weights are"),
+        (torch.zeros(1, 6, 4, 4, 4), "block 0, f: expected 2 channels in each half, found 3"),
+        (torch.zeros(1, 4, 4, 4), r"block 0, f: expected 3 spatial axes, found shape \(1, 2, 4, 4"),
+        (torch.zeros(1, 4, 4, 4, 4).double(), "block 0, f: expected a tensor of torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("memory", ["reversible", "stored", "checkpointed"])
+def test_a_stream_that_does_not_fit_the_weights_is_refused(x: Any, words: str, memory: Any) -> None:
+    sequence = bottlenecks(1)
+    sequence.memory = memory
+    with pytest.raises(ShapeError, match=words):
+        sequence(x)
+    for call in (inverse, reconstruction_error, check_reconstruction):
+        with pytest.raises(ShapeError, match=words.replace(", f:", ", [fg]:")):
+            call(sequence, x)
+
+
+def test_a_branch_that_begins_with_a_norm_is_told_its_channels() -> None:
+    sequence = ReversibleSequence([AdditiveCoupling(nn.GroupNorm(2, 4), nn.Identity())])
+    with pytest.raises(ShapeError, match="expected 4 channels in each half, found 2"):
+        sequence(torch.zeros(1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("branch", "found"),
+    [
+        (nn.Conv2d(4, 4, 3), r"\(1, 4, 4, 4\)"),
+        (nn.AdaptiveAvgPool2d(1), r"\(1, 4, 1, 1\)"),  # its sum with the other half broadcasts
+        (nn.Conv2d(4, 1, 1), r"\(1, 1, 6, 6\)"),
+        (nn.AdaptiveMaxPool2d(6, return_indices=True), "tuple"),
+    ],
+)
+@pytest.mark.parametrize("second", [False, True], ids=["f", "g"])
+def test_a_branch_that_changes_the_shape_is_refused_by_name(
+    branch: nn.Module, found: str, second: bool
+) -> None:
+    branches = (nn.Identity(), branch) if second else (branch, nn.Identity())
+    plain = AdditiveCoupling(nn.Identity(), nn.Identity())
+    sequence = ReversibleSequence([plain, AdditiveCoupling(*branches)])
+    where = f"reversible block 1, {'g' if second else 'f'}"
+    words = rf"{where}: expected a result of the shape of its input, \(1, 4, 6, 6\), found {found}"
+    x = torch.randn(1, 8, 6, 6)
+    with pytest.raises(ShapeError, match=words):
+        sequence(x)
+    with pytest.raises(ShapeError, match=words), torch.no_grad():
+        sequence(x)
+    with pytest.raises(ShapeError, match=words):
+        inverse(sequence, x)
+
+
+def test_an_error_inside_a_branch_that_fits_is_left_as_it_is() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(1, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        ReversibleSequence([AdditiveCoupling(Failing(), Failing())])(torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_weights_in_half_precision_work_on_a_stream_in_float32(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    exact = bottlenecks(2)
+    x = torch.randn(1, 4, 6, 6, 6)
+    expected, wanted = gradients(exact, x, "stored")
+    half = bottlenecks(2)
+    half.load_state_dict(exact.state_dict())
+    half.to(kind)
+    stored, _ = gradients(half, x.to(kind), "stored")
+    y, found = gradients(half, x.to(kind), "reversible")
+    assert y.dtype == torch.float32
+    assert torch.equal(y, stored)
+    tolerance = 0.1 if kind is torch.bfloat16 else 0.02
+    assert (y - expected).abs().mean() < tolerance * expected.std()
+    # the gradient of the input keeps its type, those of the weights theirs
+    assert {gradient.dtype for gradient in found} == {kind}
+    for gradient, other in zip(found, wanted, strict=True):
+        assert (gradient.float() - other).norm() < 5 * tolerance * other.norm()
+    # a stream in float32 is left in float32
+    torch.testing.assert_close(inverse(half, half(x).detach()), x, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", dtype=kind):
+        assert half(x).dtype == torch.float32

@@ -1,8 +1,9 @@
 """Sub-pixel shuffle: inverse, torch's own in 2D, and a worked case."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -221,11 +222,20 @@ def test_weights_on_another_device_are_told_by_name() -> None:
         block(torch.zeros(1, 1, 2, 2))
 
 
-def test_an_empty_batch_stays_empty(path: None) -> None:
-    empty = torch.zeros(0, 4, 2, 6)
-    assert depth_to_space(empty, (2, 2)).shape == (0, 1, 4, 12)
-    assert space_to_depth(empty, (2, 3)).shape == (0, 24, 1, 2)
-    assert activate_and_shuffle(empty, (2, 2)).shape == (0, 1, 4, 12)
+@pytest.mark.parametrize("function", [depth_to_space, space_to_depth, activate_and_shuffle])
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(0, 4, 2, 6), "found an empty batch"),
+        (torch.zeros(4, 6), r"the axes \(batch, channel, \*spatial\), found shape \(4, 6\)"),
+        (np.zeros((1, 4, 2, 6)), "expected a torch tensor, found an object of type ndarray"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(
+    function: Callable[..., Tensor], x: Any, words: str
+) -> None:
+    with pytest.raises(ShapeError, match=rf"{function.__name__}: x_bcs: .*{words}"):
+        function(x, (2, 2))
 
 
 def test_integers_are_shuffled_but_not_activated() -> None:
@@ -251,11 +261,23 @@ def test_the_registered_operators_stand_on_their_own_with_factors_of_one(path: N
         ),
         (torch.zeros(1, 4, 4, 4, 4), "expected 4 channels on 2 spatial axes"),
         (torch.zeros(1, 4, 4, 4, dtype=torch.int32), "x_bcs: expected a floating tensor"),
+        (
+            torch.zeros(1, 4, 4, 4, dtype=torch.float64),
+            "expected a tensor of torch.float32, as the weights are, found torch.float64",
+        ),
+        (torch.zeros(0, 4, 4, 4), "SubPixelConv: x_bcs: .*found an empty batch"),
+        (None, "expected a torch tensor, found an object of type NoneType"),
     ],
 )
-def test_a_layer_refuses_what_its_convolution_cannot_take(x: Tensor, words: str) -> None:
+def test_a_layer_refuses_what_its_convolution_cannot_take(x: Any, words: str) -> None:
     with pytest.raises(ShapeError, match=words):
         SubPixelConv(4, 8, (2, 2))(x)
+
+
+def test_under_autocast_a_layer_takes_other_types_than_that_of_its_weights() -> None:
+    layer, x = SubPixelConv(4, 8, (2, 2)), torch.randn(1, 4, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x.bfloat16()), layer(x))
 
 
 def test_a_layer_without_channels_is_refused() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -324,17 +325,30 @@ def test_autocast_does_not_round_the_ends() -> None:
         assert torch.equal(dwt(x, "db8"), plain)
 
 
+@pytest.mark.parametrize("function", [dwt, idwt, wavedec, wavelet_packet, inverse_wavelet_packet])
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(0, 4, 8, 6), r"found an empty batch of shape \(0, 4, 8, 6\)"),
+        (torch.zeros(16, 17), r"the axes \(batch, channel, \*spatial\), found shape \(16, 17\)"),
+        (np.zeros((1, 4, 8, 6)), "expected a torch tensor, found an object of type ndarray"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(
+    function: Callable[..., object], x: Any, words: str
+) -> None:
+    with pytest.raises(ShapeError, match=f"{function.__name__}: .*{words}"):
+        function(x, "db2")
+
+
 @EACH_WAY
-def test_an_empty_batch_stays_one() -> None:
-    x = torch.zeros(0, 2, 8, 6, requires_grad=True)
-    bands = dwt(x, "db2")
-    assert bands.shape == (0, 8, 5, 4)
-    idwt(bands, "db2").sum().backward()
-    assert x.grad is not None
-    assert x.grad.shape == x.shape
-    packets = wavelet_packet(x, "haar", level=2)
-    assert packets.shape == (0, 32, 2, 2)
-    assert inverse_wavelet_packet(packets, "haar", level=2).shape == (0, 2, 8, 8)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_filter_longer_than_the_signal_is_taken_as_by_pywavelets(mode: Mode) -> None:
+    x = _random(1, 1, 3)
+    approximation, detail = pywt.dwt(x.numpy(), "db8", mode)
+    bands = dwt(x, "db8", mode)
+    expected = np.concatenate((approximation, detail), axis=1)
+    np.testing.assert_allclose(bands.numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_importing_and_running_load_no_compiler() -> None:
@@ -571,6 +585,30 @@ _X = torch.zeros(1, 1, 16, 16)
             r"on cpu, found \(1, 3, 16, 16\) on meta",
         ),
         (lambda: inverse_wavelet_packet(_X, "haar", level=0), ConfigError, "level: expected 1"),
+        (lambda: dwt(_X, "db2", axes=(2.0,)), ShapeError, r"dwt axes: .*found \(2.0,\)"),
+        (lambda: dwt(_X, "db2", axes="ij"), ShapeError, r"dwt axes: .*found 'ij'"),
+        (lambda: Dwt("db2", axes=(1,)), ConfigError, "Dwt axes: .* 2 or more, or negative"),
+        (
+            lambda: dwt(_X, pywt.Wavelet("db2")),
+            ConfigError,
+            "found an object of type Wavelet; give the name, or a FilterBank of filters",
+        ),
+        (
+            lambda: waverec((_X, np.zeros((1, 3, 16, 16))), "haar"),
+            ShapeError,
+            r"coefficients\[1\]: expected a torch tensor",
+        ),
+        (lambda: named_bands(_X.numpy(), 1), ShapeError, "named_bands: expected a torch tensor"),
+        (
+            lambda: named_coefficients((_X, _X.numpy()), 1),
+            ShapeError,
+            "named_coefficients: expected a torch tensor",
+        ),
+        (
+            lambda: stacked_bands({"a": _X, "d": _X.numpy()}),
+            ShapeError,
+            r"bands\['d'\]: expected a torch tensor",
+        ),
         (lambda: inverse_wavelet_packet(_X, "haar", level=2), ShapeError, "multiple of 16"),
         (lambda: named_bands(_X, 1), ShapeError, "named_bands: expected a multiple of 2"),
         (lambda: named_coefficients((_X, _X), 2), ShapeError, "a multiple of 3 channels"),

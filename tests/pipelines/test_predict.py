@@ -392,7 +392,8 @@ def test_a_card_with_an_unknown_key_is_refused(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_fails_the_case_and_leaves_no_partial_file(model, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--probabilities",)])
+def test_a_disk_that_fills_up_fails_the_case_and_leaves_no_partial_file(model, tmp_path, options):
     """A real small file system when root, else a limit on the size of files."""
     image = make_nifti(tmp_path / "case.nii.gz", voxels((64, 64, 40)))
     out = tmp_path / "out"
@@ -412,7 +413,10 @@ def test_a_disk_that_fills_up_fails_the_case_and_leaves_no_partial_file(model, t
 
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", "predict", image, "-m", model, "-o", out],
+            [
+                *(sys.executable, "-m", "pipelines.cli"),
+                *("predict", image, "-m", model, "-o", out, *options),
+            ],
             check=False,
             capture_output=True,
             text=True,

@@ -77,7 +77,7 @@ def decide(
     nogil=True,
     cache=True,
 )
-def _lines(
+def _lines(  # noqa: PLR0912, PLR0915 - one pass over a line that stays in the cache
     logits: Untyped,
     firsts_b: Untyped,
     weights_b: Untyped,
