@@ -33,8 +33,8 @@ class BoundedSlidingWindowInferer(Inferer):  # type: ignore[misc]  # MONAI has n
     exist; where memory runs out it steps down as the command line does.
 
     Differences from MONAI's: what comes back are labels (uint8; int32 beyond 256 classes), on the
-    CPU; windows are spread evenly instead of at a fixed interval; images smaller
-    than the window are padded with zeros. Networks with several outputs must give the one that counts.
+    CPU; windows are spread evenly instead of at a fixed interval; images smaller than the window
+    are padded with zeros. Networks with several outputs must give the one that counts.
 
     Args:
         roi_size: Extents of one window.
