@@ -133,8 +133,13 @@ class StreamingEngine:
             ResourceError: ``out-of-memory`` if memory ran out and nothing was left to give up.
             FormatError: ``network-not-finite``.
         """
-        with torch.inference_mode():
-            yield from self._run(outputs, listener)
+        slabs = self._run(outputs, listener)
+        while True:
+            with torch.inference_mode():  # left while the caller has its turn
+                slab = next(slabs, None)
+            if slab is None:
+                return
+            yield slab
 
     def _run(self, outputs: Outputs, listener: Listener) -> Iterator[Slab]:
         axis = self.sweep.axis

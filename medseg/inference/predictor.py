@@ -255,15 +255,30 @@ class Predictor:
         Returns:
             The prediction, as the generator's value.
         """
-        listener = listener or Silent()
+        slabs = self._slabs(volume, listener or Silent(), roi, on_probabilities)
+        try:
+            while True:
+                with using_threads(_threads(self.settings)):  # left while the caller has its turn
+                    try:
+                        part = next(slabs)
+                    except StopIteration as finished:
+                        prediction: Prediction = finished.value
+                        return prediction
+                yield part
+        finally:
+            slabs.close()
+
+    def _slabs(
+        self,
+        volume: Volume,
+        listener: Listener,
+        roi: Box | None,
+        on_probabilities: ProbabilitySink | None,
+    ) -> Generator[Finished, None, Prediction]:
         settings = self.settings
         clock = time.perf_counter()
         notes: list[str] = []
-        with (
-            using_threads(_threads(settings)),
-            PeakMeter() as meter,
-            measured_vram(self.device) as vram,
-        ):
+        with PeakMeter() as meter, measured_vram(self.device) as vram:
             for member in self.members:
                 turned = axis_turn(volume.grid, member.card.inputs.orientation).turn_grid(
                     volume.grid

@@ -126,6 +126,7 @@ def test_slabs_come_as_they_are_finished_in_voxels_of_the_image():
     image = volume((8, 8, 40), affine=np.diag([1.0, 1.0, -1.0, 1.0]))
     model = predictor()
     covered = np.zeros(image.grid.shape_ijk, int)
+    threads = torch.get_num_threads()
     slabs = model.slabs(image)
     expected = by_hand(image)
     while True:
@@ -135,6 +136,8 @@ def test_slabs_come_as_they_are_finished_in_voxels_of_the_image():
             result = end.value
             break
         box = tuple(slice(*span) for span in part.box)
+        assert not torch.is_inference_mode_enabled()
+        assert torch.get_num_threads() == threads
         covered[box] += 1
         assert (part.labels_ijk[box] == expected[box]).mean() > 0.99
     assert (covered == 1).all()
