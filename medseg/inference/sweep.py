@@ -23,6 +23,7 @@ from medseg.data.preparation import ModelImage
 from medseg.errors import FormatError
 from medseg.events import Cancelled, Listener
 from medseg.inference.windows import blending_weights, window_starts
+from medseg.ops.sums import add_weighted, finish
 
 __all__ = [
     "ROWS_AT_A_TIME",
@@ -232,6 +233,8 @@ class RowStream:
         self._sums: dict[int, Tensor] = {}
         self._totals: dict[int, Tensor] = {}
         self._spare: list[Tensor] = []
+        self._spare_totals: list[Tensor] = []
+        self._unseen = _unseen_logits(classes, group.overlapping)
         self._input: _InputRows | None = None
         self._next_layer = 0
         self._next_row = rows[axis][0]
@@ -341,7 +344,6 @@ class RowStream:
 
     def _add(self, start: tuple[int, int, int], answer_nijk: Tensor) -> None:
         axis, b, c = self.axis, self._b, self._c
-        place = self._steps.place
         cut = []
         for a in (axis, b, c):
             low = max(start[a], self.rows[a][0])
@@ -351,22 +353,16 @@ class RowStream:
             slice(low - start[a], high - start[a])
             for a, (low, high) in zip((axis, b, c), cut, strict=True)
         )
-        answer_abcn = answer_nijk.permute(1 + axis, 1 + b, 1 + c, 0)[inner]
-        weights_abc = self._weights_abc[inner].to(answer_nijk.device)
-        # one number type for products and sums, in this order, whatever else is summed beside it
-        part_abcn = answer_abcn.to(torch.float32, copy=True).mul_(weights_abc[..., None])
-        part_abcn = part_abcn.to(place)
-        weights_abc = weights_abc.to(place)
-        where = tuple(
-            slice(low - self.rows[a][0], high - self.rows[a][0])
-            for a, (low, high) in zip((b, c), cut[1:], strict=True)
-        )
         rows = range(*cut[0])
         for row in rows:
             self._make_room(row)  # before anything is summed: memory may run out here
-        for row, part_bcn, weights_bc in zip(rows, part_abcn, weights_abc, strict=True):
-            self._sums[row][where].add_(part_bcn)
-            self._totals[row][where].add_(weights_bc)
+        add_weighted(
+            [self._sums[row] for row in rows],
+            [self._totals[row] for row in rows],
+            answer_nijk.permute(1 + axis, 1 + b, 1 + c, 0)[inner],
+            self._weights_abc[inner],
+            (cut[1][0] - self.rows[b][0], cut[2][0] - self.rows[c][0]),
+        )
 
     def _make_room(self, row: int) -> None:
         if row in self._sums:
@@ -376,14 +372,21 @@ class RowStream:
         while self._spare:
             spare = self._spare.pop()
             if (spare.dtype, spare.device) == kind:
-                self._sums[row] = spare.zero_()
+                self._sums[row] = _zeroed(spare)
                 break
         else:
-            self._sums[row] = torch.zeros((*shape, self._classes), dtype=kind[0], device=kind[1])
-        self._totals[row] = torch.zeros(shape, device=kind[1])
+            self._sums[row] = _zeros((*shape, self._classes), *kind)
+        while self._spare_totals:
+            spare = self._spare_totals.pop()
+            if spare.device == kind[1]:
+                self._totals[row] = _zeroed(spare)
+                break
+        else:
+            self._totals[row] = _zeros(shape, torch.float32, kind[1])
 
     def _give_up_something(self) -> None:
         self._spare.clear()
+        self._spare_totals.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -406,11 +409,7 @@ class RowStream:
         else:
             mean = sums.to(torch.float32)
             self._spare.append(sums)
-        unseen = totals == 0
-        mean.div_(totals.masked_fill_(unseen, 1.0)[..., None])
-        if bool(unseen.any()):
-            mean[unseen] = _unseen_logits(self._classes, self.group.overlapping).to(mean.device)
-        if not bool(torch.isfinite(mean.sum())) and not bool(torch.isfinite(mean).all()):
+        if not finish(mean, totals, self._unseen):
             raise FormatError(
                 "network",
                 expected="finite logits",
@@ -419,6 +418,7 @@ class RowStream:
                 remedy="predict with --precision fp32; if that fails too, the model is damaged",
                 code="network-not-finite",
             )
+        self._spare_totals.append(totals)
         return mean
 
 
@@ -531,6 +531,20 @@ def _turned(x_bcijk: Tensor, turn: AxisTurn) -> Tensor:
         return x_bcijk
     x_bcijk = x_bcijk.permute(0, 1, *(2 + source for source in turn.source_axes))
     return x_bcijk.flip([2 + axis for axis, flipped in enumerate(turn.flipped) if flipped])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device) -> Tensor:
+    if place.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=place)
+    # not torch's own: its threads would wait for each other over every small row
+    return torch.from_numpy(np.zeros(shape, np.float16 if dtype == torch.float16 else np.float32))
+
+
+def _zeroed(x: Tensor) -> Tensor:
+    if x.device.type == "cpu":
+        x.numpy().fill(0)
+        return x
+    return x.zero_()
 
 
 def _is_constant(x_cijk: Tensor) -> bool:
