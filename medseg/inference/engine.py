@@ -165,6 +165,8 @@ class StreamingEngine:
                 regions = deque(halved)
                 steps.taken.append(f"{len(halved)} strips of the image")
                 progress.total = progress.done + sum(self._count(part) for part in regions)
+                listener.started(STAGE, progress.total)
+                progress.advance(0)
             finally:
                 self.steps_taken = list(steps.taken)
                 self.windows_computed = progress.computed
