@@ -230,7 +230,10 @@ def predict(
     ] = Blending.GAUSSIAN,
     batch: Annotated[int, typer.Option(help="Windows per forward call.")] = 1,
     tta: Annotated[
-        str, typer.Option(help="Mirroring: none, model, or axes such as ijk (8 times the work).")
+        str,
+        typer.Option(
+            help="Mirroring: none; model (the axes training mirrored); or axes such as ij."
+        ),
     ] = "none",
     skip: Annotated[Skip, typer.Option(help="Windows that are not computed.")] = Skip.CONSTANT,
     coarser: Annotated[
@@ -241,7 +244,7 @@ def predict(
         typer.Option("--find-region", help="Search roughly first, then look only where it found."),
     ] = False,
     roi: Annotated[
-        str | None, typer.Option(help="Voxels to look at, such as 10:60,0:50,5:25.")
+        str | None, typer.Option(help="Voxels to look at, such as 10:30,0:40,5:25 or :,:,10:20.")
     ] = None,
     max_memory: Annotated[
         str | None, typer.Option(help="Limit for this process's memory, such as 2GB.")
@@ -335,16 +338,19 @@ def predict(
         except (KeyboardInterrupt, Cancelled):
             interrupted = True
     failed = sum(not outcome.done for outcome in outcomes)
+    ended = {outcome.case.name for outcome in outcomes}
+    unfinished = [case.name for case in todo if case.name not in ended]
     if as_json:
         _print_json(
             {
                 "cases": [_outcome_json(outcome) for outcome in outcomes],
                 "failed": failed,
                 "interrupted": interrupted,
+                "not_done": unfinished,
             }
         )
     else:
-        _print_outcomes(outcomes, order.out)
+        _print_outcomes(outcomes, unfinished, order.out)
     if interrupted:
         typer.echo("interrupted; what was finished is kept", err=True)
         raise typer.Exit(130)
@@ -380,7 +386,8 @@ def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> No
                 continue
             print_table([outcome.case.name, "in", "held at the peak"], plan_rows(plan))
             typer.echo(
-                f"{plan.windows} windows along axis {'ijk'[plan.sweep.axis]}, "
+                f"{plan.windows} window{'' if plan.windows == 1 else 's'} "
+                f"along axis {'ijk'[plan.sweep.axis]}, "
                 f"{plan.sweep.batch} at a time, summed in "
                 f"{'float16' if plan.sweep.half else 'float32'} on {plan.sweep.place}"
                 + (f", in {plan.sweep.strips} strips" if plan.sweep.strips > 1 else "")
@@ -413,7 +420,9 @@ def _outcome_json(outcome: Outcome[Case, CaseResult]) -> dict[str, Any]:
     }
 
 
-def _print_outcomes(outcomes: list[Outcome[Case, CaseResult]], out: Path) -> None:
+def _print_outcomes(
+    outcomes: list[Outcome[Case, CaseResult]], unfinished: list[str], out: Path
+) -> None:
     from pipelines.tables import print_table  # noqa: PLC0415
 
     rows = []
@@ -423,9 +432,10 @@ def _print_outcomes(outcomes: list[Outcome[Case, CaseResult]], out: Path) -> Non
         else:
             text = ", ".join(f"{n} {ml:.2f} ml" for n, ml in outcome.result.volumes_ml.items())
         rows.append([outcome.case.name, text, f"{outcome.seconds:.1f} s"])
+    rows += [[name, "not finished", ""] for name in unfinished]
     print_table(["case", "result", "time"], rows)
     done = sum(outcome.done for outcome in outcomes)
-    typer.echo(f"{done} of {len(outcomes)} cases segmented and verified in {out}. {NOTICE}")
+    typer.echo(f"{done} of {len(rows)} cases segmented and verified in {out}. {NOTICE}")
 
 
 @app.command()
@@ -503,7 +513,7 @@ def models_list(
     as_json: Json = False,
 ) -> None:
     """List the shipped models and those in FOLDER."""
-    from pipelines.zoo import cards, find_models, shipped_models  # noqa: PLC0415
+    from medseg.models.zoo import cards, find_models, shipped_models  # noqa: PLC0415
 
     if networks:
         _list_networks(as_json)
@@ -601,7 +611,7 @@ def models_show(
     extents, memory for prediction and training at an input, what its code is based on.
     """
     from medseg.models.card import load_card  # noqa: PLC0415
-    from pipelines.zoo import find_model, shipped_models  # noqa: PLC0415
+    from medseg.models.zoo import find_model, shipped_models  # noqa: PLC0415
 
     if name in shipped_models() or Path(name).is_dir():
         for option, value in (("--preset", preset), ("--extents", extents)):

@@ -14,9 +14,9 @@ from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_seg import read_seg
 from medseg.io.reading import read_image, read_labels
 from medseg.metrics.overlap import dice_by_label
+from medseg.models.zoo import find_model
 from pipelines.infer import Case, CaseResult, prepare_output, segment_case
 from pipelines.results import Wishes
-from pipelines.zoo import find_model
 
 __all__ = ["DEMO_MODEL", "SAMPLES", "DemoCase", "run_demo"]
 

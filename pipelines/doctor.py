@@ -13,7 +13,7 @@ from typing import Literal
 
 from medseg import __version__
 from medseg.errors import MedsegError
-from pipelines.zoo import shipped_models
+from medseg.models.zoo import shipped_models
 
 __all__ = ["Finding", "examine"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from medseg.atomic import write_bytes
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
-from medseg.inference.memory import MemoryPlan
+from medseg.inference.memory import MemoryPlan, PeakMeter
 from medseg.inference.predictor import Predictor
 from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
@@ -26,6 +26,7 @@ from pipelines.results import RESULTS, Wishes, opened_probabilities, write_resul
 __all__ = [
     "Case",
     "CaseResult",
+    "Region",
     "case_name",
     "check_channel_names",
     "make_cases",
@@ -34,6 +35,12 @@ __all__ = [
     "segment_case",
 ]
 
+Region = tuple[
+    tuple[int | None, int | None], tuple[int | None, int | None], tuple[int | None, int | None]
+]
+"""First and, exclusive, last voxel on each axis; None for the image's end."""
+
+_NOT_OF_THE_IMAGE = {"memory-limit", "network-not-finite"}
 _UNNAMED = ""  # the channel of a case that was given as one path; no --channel can be called so
 
 
@@ -181,7 +188,7 @@ def segment_case(
     listener: Listener,
     overwrite: bool = False,
     wishes: Wishes | None = None,
-    roi: Box | None = None,
+    roi: Region | None = None,
 ) -> CaseResult:
     """Read one case, segment it, write every result and the report.
 
@@ -204,9 +211,24 @@ def segment_case(
     """
     wishes = wishes or Wishes()
     there = _earlier_results(case, out, overwrite)
+    with PeakMeter() as meter:
+        return _segmented(case, predictor, out, listener, there, wishes, roi, meter)
+
+
+def _segmented(
+    case: Case,
+    predictor: Predictor,
+    out: Path,
+    listener: Listener,
+    there: Sequence[Path],
+    wishes: Wishes,
+    roi: Region | None,
+    meter: PeakMeter,
+) -> CaseResult:
     clock = time.perf_counter()
     scan = _read(case, predictor)
     read_at = time.perf_counter()
+    box = _box(roi, scan)
     sources = list(case.channels.values())
     files: dict[str, Path] = {}
     with ExitStack() as stack:
@@ -216,9 +238,9 @@ def segment_case(
             path.unlink(missing_ok=True)
             sink = opened_probabilities(stack, path, scan, predictor)
         try:
-            prediction = predictor.predict(scan.volume, listener, roi=roi, on_probabilities=sink)
+            prediction = predictor.predict(scan.volume, listener, roi=box, on_probabilities=sink)
         except MedsegError as error:
-            if isinstance(error, ConfigError) or error.code == "memory-limit":
+            if isinstance(error, ConfigError) or error.code in _NOT_OF_THE_IMAGE:
                 raise
             raise relocated(error, str(sources[0])) from error
     if wishes.probabilities:
@@ -228,18 +250,25 @@ def segment_case(
             old.unlink(missing_ok=True)
     seconds = {"read": read_at - clock, **prediction.seconds}
     notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
-    write_results(
-        case.name,
-        out,
-        scan,
-        prediction,
-        predictor,
-        wishes,
-        files=files,
-        seconds=seconds,
-        notes=notes,
-        sources=sources,
-    )
+    try:
+        write_results(
+            case.name,
+            out,
+            scan,
+            prediction,
+            predictor,
+            wishes,
+            files=files,
+            seconds=seconds,
+            notes=notes,
+            sources=sources,
+            roi=box,
+            meter=meter,
+        )
+    except ResourceError:  # a full disk, for one: parts of a case are no result
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        raise
     return CaseResult(
         case.name,
         files,
@@ -247,11 +276,13 @@ def segment_case(
         seconds,
         notes,
         prediction.plan.ram_bytes,
-        prediction.peak_ram_bytes,
+        meter.look(),
     )
 
 
-def plan_case(case: Case, predictor: Predictor, *, roi: Box | None = None) -> MemoryPlan:
+def plan_case(
+    case: Case, predictor: Predictor, *, roi: Region | None = None, probabilities: bool = False
+) -> MemoryPlan:
     """Read one case and tell what segmenting it would hold in memory, without doing it.
 
     Raises:
@@ -259,11 +290,22 @@ def plan_case(case: Case, predictor: Predictor, *, roi: Box | None = None) -> Me
     """
     scan = _read(case, predictor)
     try:
-        return predictor.plan(scan.volume, roi=roi)
+        return predictor.plan(scan.volume, roi=_box(roi, scan), probabilities=probabilities)
     except MedsegError as error:
-        if isinstance(error, ConfigError) or error.code == "memory-limit":
+        if isinstance(error, ConfigError) or error.code in _NOT_OF_THE_IMAGE:
             raise
         raise relocated(error, str(next(iter(case.channels.values())))) from error
+
+
+def _box(roi: Region | None, scan: Scan) -> Box | None:
+    """The region with the image's ends filled in."""
+    if roi is None:
+        return None
+    spans = [
+        (first or 0, extent if last is None else last)
+        for (first, last), extent in zip(roi, scan.volume.grid.shape_ijk, strict=True)
+    ]
+    return spans[0], spans[1], spans[2]
 
 
 def _earlier_results(case: Case, out: Path, overwrite: bool) -> list[Path]:

@@ -11,7 +11,7 @@ import torch
 from medseg.errors import ConfigError, one_of
 from medseg.models.estimate import Footprint, measure_footprint
 from medseg.models.table import NETWORKS, build_network
-from pipelines.zoo import shipped_models
+from medseg.models.zoo import shipped_models
 
 __all__ = ["NetworkPage", "network_page"]
 

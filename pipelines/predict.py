@@ -20,20 +20,20 @@ from medseg.inference.memory import MemoryPlan, in_words
 from medseg.inference.post_processing import parse_cleaning
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
-from medseg.inference.sweep import Box
 from medseg.models.card import LabelCleaning, ModelCard, load_card
+from medseg.models.zoo import find_model
 from medseg.studies.devices import Place, run_on_devices
 from medseg.studies.runner import Outcome, run_cases
 from pipelines.infer import (
     Case,
     CaseResult,
+    Region,
     check_channel_names,
     plan_case,
     prepare_output,
     segment_case,
 )
 from pipelines.results import Wishes
-from pipelines.zoo import find_model
 
 __all__ = [
     "Order",
@@ -54,7 +54,17 @@ _RANGES = {
     "coarser": "a factor from 1 to 8",
     "threads": "at least 1 thread",
 }
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ti": 2**40,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class Order:
     out: Path
     overwrite: bool
     wishes: Wishes
-    roi: Box | None
+    roi: Region | None
     store: Path | None
 
 
@@ -153,7 +163,10 @@ def plans(order: Order, cases: Sequence[Case]) -> Iterator[Outcome[Case, MemoryP
     """
     predictor = _predictor(order)
     check_channel_names(cases, predictor.card)
-    yield from run_cases(cases, lambda case: plan_case(case, predictor, roi=order.roi))
+    wanted = order.wishes.probabilities
+    yield from run_cases(
+        cases, lambda case: plan_case(case, predictor, roi=order.roi, probabilities=wanted)
+    )
 
 
 def plan_rows(plan: MemoryPlan) -> list[list[str]]:
@@ -204,14 +217,14 @@ def parse_bytes(text: str, name: str) -> int:
     >>> parse_bytes("2GB", "--max-memory"), parse_bytes("1.5GiB", "--max-memory")
     (2000000000, 1610612736)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
-    if count < 1:
+    if not 1 <= count < 1 << 60:
         raise ConfigError(
             name,
             expected="an amount of memory, such as 2GB, 1500MB or 4GiB",
             found=repr(text),
-            remedy="write a number and a unit",
+            remedy="write a number above 0 and a unit; beyond any machine's memory leave it out",
             code="config-value",
         )
     return count
@@ -238,25 +251,31 @@ def parse_mirror(text: str) -> tuple[str, ...] | str:
     return tuple(text)
 
 
-def parse_region(text: str | None) -> Box | None:
+def parse_region(text: str | None) -> Region | None:
     """``10:60,0:50,5:25``: first and, exclusive, last voxel on each axis of the image.
+
+    Either number may be left out for the image's end: ``:,:,10:20``.
 
     Raises:
         ConfigError: If it is something else.
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    found = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", text.replace(" ", ""))
     if not found:
         raise ConfigError(
             "--roi",
-            expected="first:last on each voxel axis, such as 10:60,0:50,5:25",
+            expected="first:last on each voxel axis, such as 10:30,0:40,5:25 or :,:,10:20",
             found=repr(text),
             remedy="count voxels of the image from 0; the last one is not included",
             code="roi",
         )
-    a, b, c, d, e, f = (int(number) for number in found.groups())
-    return (a, b), (c, d), (e, f)
+    numbers = [int(number) if number else None for number in found.groups()]
+    return (
+        (numbers[0], numbers[1]),
+        (numbers[2], numbers[3]),
+        (numbers[4], numbers[5]),
+    )
 
 
 def store_path() -> Path:
@@ -275,6 +294,14 @@ def _cleanings(texts: Sequence[str] | None, card: ModelCard) -> tuple[LabelClean
         return None
     if list(texts) == ["none"]:
         return ()
+    if "none" in texts:
+        raise ConfigError(
+            "--post",
+            expected="none by itself, or steps such as liver:keep_largest",
+            found="none beside steps",
+            remedy="leave one of them out; steps replace the model's own",
+            code="cleaning-form",
+        )
     names = [label.name for label in card.scheme().labels]
     return tuple(parse_cleaning(text, names) for text in texts)
 

@@ -17,9 +17,12 @@ from medseg import NOTICE, __version__
 from medseg.atomic import write_bytes, write_text
 from medseg.core import LabelMap
 from medseg.core.uncertainty import UncertaintySummary, summarise_uncertainty
-from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink
+from medseg.inference.memory import PeakMeter
+from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink, in_slices
+from medseg.inference.sweep import Box
 from medseg.io.scan import DicomSource, Scan
 from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
+from medseg.models.card import InputSettings
 
 __all__ = ["RESULTS", "Wishes", "opened_probabilities", "write_results"]
 
@@ -98,6 +101,8 @@ def write_results(
     seconds: dict[str, float],
     notes: Sequence[str],
     sources: Sequence[Path],
+    roi: Box | None,
+    meter: PeakMeter,
 ) -> None:
     """Write everything but the probabilities, the manifest last.
 
@@ -115,6 +120,8 @@ def write_results(
         seconds: Wall-clock time of the stages so far; the writing is added.
         notes: What a careful reader should know.
         sources: What was read.
+        roi: Voxels that were looked at; None for all.
+        meter: Of the memory since the case was begun.
 
     Raises:
         MedsegError: Whatever writing or comparing found wrong.
@@ -153,16 +160,25 @@ def write_results(
         files["preview"] = target("preview")
         seconds["preview"] = time.perf_counter() - drawn_at
     manifest = _manifest(name, predictor, scan, prediction, seconds, notes)
+    manifest["settings"] |= {
+        "roi": None if roi is None else in_slices(roi),
+        "probabilities": "probabilities" in files,
+        "preview": wishes.preview,
+        "report": wishes.page,
+    }
+    manifest["memory"]["measured_ram_bytes"] = meter.look()
     if doubt is not None:
         manifest["uncertainty"] = _doubt_json(doubt)
     if wishes.log_paths:
         manifest["input"]["paths"] = [str(path) for path in sources]
     if wishes.page:
         paged_at = time.perf_counter()
-        _write_page(name, scan, labels, entries, manifest, doubt, target("page"))
+        page = manifest | {"memory": _memory_for_people(prediction, meter)}
+        _write_page(name, scan, labels, entries, page, doubt, target("page"))
         files["page"] = target("page")
         seconds["page"] = time.perf_counter() - paged_at
         manifest["seconds"] = _rounded(seconds)
+    manifest["memory"]["measured_ram_bytes"] = meter.look()
     manifest["files"] = {
         kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in files.items()
     }
@@ -262,10 +278,16 @@ def _manifest(
             "weights_sha256": member.card.weights_sha256,
             "licence": member.card.licence,
             "precision": member.numerics.in_words(),
+            "window_ijk": list(member.card.inputs.window_ijk),
+            "spacing_mm": _spacing(member.card.inputs, predictor.settings.coarser),
+            "orientation": member.card.inputs.orientation,
+            "interpolation": member.card.inputs.interpolation,
+            "thick_slices": member.card.inputs.thick_slices,
         }
         for member in predictor.members
     ]
     settings = predictor.settings.model_dump(mode="json")
+    settings["threads"] = predictor.threads
     inputs = predictor.card.inputs
     if settings["overlap"] is None:
         settings["overlap"] = inputs.overlap
@@ -283,12 +305,7 @@ def _manifest(
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": _device_name(predictor),
-        "settings": {
-            **settings,
-            "window_ijk": list(inputs.window_ijk),
-            "spacing_mm": None if inputs.spacing_mm is None else list(inputs.spacing_mm),
-            "interpolation": inputs.interpolation,
-        },
+        "settings": settings,
         "input": {
             "kind": type(scan.source).__name__.removesuffix("Source").lower(),
             "shape_ijk": list(grid.shape_ijk),
@@ -311,6 +328,27 @@ def _manifest(
         "seconds": _rounded(seconds),
         "notes": list(notes),
     }
+
+
+def _spacing(inputs: InputSettings, coarser: float) -> list[float] | str:
+    """The spacing that a member worked at."""
+    if inputs.spacing_mm is None:
+        return "the image's" if coarser == 1 else f"{coarser:g} times the image's"
+    return [step * coarser for step in inputs.spacing_mm]
+
+
+def _memory_for_people(prediction: Prediction, meter: PeakMeter) -> dict[str, int]:
+    """Figures of memory by name, for the HTML page."""
+    figures = {
+        f"{item.name}{' on the GPU' if item.place == 'vram' else ''}, predicted_bytes": item.bytes
+        for item in prediction.plan.items
+    }
+    figures["peak predicted_bytes"] = prediction.plan.ram_bytes
+    figures["peak measured_bytes"] = meter.look()
+    if prediction.peak_vram_bytes is not None:
+        figures["GPU peak predicted_bytes"] = prediction.plan.vram_bytes
+        figures["GPU peak measured_bytes"] = prediction.peak_vram_bytes
+    return figures
 
 
 def _device_name(predictor: Predictor) -> str:

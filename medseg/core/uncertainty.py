@@ -33,6 +33,7 @@ Bytes = npt.NDArray[np.uint8]
 BACKGROUND = "background"
 """Name given to a doubtful slice in a segmentation without a single labelled voxel."""
 
+_LEAST_SHARE = 0.05
 _RIM_MM = 3.0
 _APART_MM = 5.0
 _BLOCK_SLICES = 16
@@ -149,7 +150,8 @@ def rank_doubtful_slices(
     the slice. The rim holds what may have been missed, the neighbours the slice after the end of a
     structure. Each voxel of the region counts to the structure nearest to it. Slices
     within 5 mm of one already listed, and its neighbours in any case, are passed over, so that the
-    list names distinct places; slices without entropy are never listed. If nothing at all is
+    list names distinct places; slices with less than a twentieth of the first one's score are not
+    listed. If nothing at all is
     labelled, every voxel belongs to the region.
 
     Args:
@@ -275,7 +277,8 @@ def _distinct(scores: npt.NDArray[np.float64], apart: int, count: int) -> list[i
     """Indices of the largest scores above 0, each more than ``apart`` from those before it."""
     left = scores.copy()
     chosen: list[int] = []
-    while len(chosen) < count and left.max() > 0:
+    least = _LEAST_SHARE * left.max()
+    while len(chosen) < count and left.max() > least:
         index = int(left.argmax())
         chosen.append(index)
         left[max(0, index - apart) : index + apart + 1] = 0

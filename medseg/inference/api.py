@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core import Grid, LabelMap, Volume
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, FormatError, ShapeError
 from medseg.events import Listener
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
 from medseg.inference.sweep import Box
+from medseg.models.zoo import find_model
 
 __all__ = ["predict"]
 
@@ -38,8 +39,8 @@ def predict(
     Args:
         image: A :class:`~medseg.core.Volume`, or an array ``(i, j, k)`` or ``(c, i, j, k)``, which
             needs ``affine_ras`` or ``spacing_mm`` to say where its voxels are.
-        model: A folder, several for an ensemble, or a :class:`Predictor`, which saves loading the
-            model again for each image.
+        model: A shipped model's name or a folder, several for an ensemble, or a :class:`Predictor`,
+            which saves loading the model again for each image.
         spacing_mm: Distance between voxel centres along i, j, k; the axes are then taken to point
             right, front and up (RAS). Where that is not so, give ``affine_ras``.
         affine_ras: ``(4, 4)``, voxel centre to world millimetres, RAS.
@@ -52,11 +53,14 @@ def predict(
         Labels on the image's own grid.
 
     Raises:
+        ShapeError: ``predict-array`` if the array is not one of numbers with three or four axes.
+        FormatError: ``voxels-not-finite``, or ``image-constant`` if all voxels are alike.
         ConfigError: ``predict-grid`` if an array comes without its place in the world, or a volume
             with one; ``predict-settings`` if a predictor comes with settings.
         MedsegError: As :meth:`Predictor.load` and :meth:`Predictor.predict`.
     """
     volume = _volume(image, spacing_mm, affine_ras)
+    _check_voxels(volume)
     if isinstance(model, Predictor):
         if settings is not None or device != "auto":
             raise ConfigError(
@@ -68,8 +72,9 @@ def predict(
             )
         predictor = model
     else:
-        folders = [model] if isinstance(model, str | Path) else list(model)
-        predictor = Predictor.load([Path(folder) for folder in folders], settings, device=device)
+        names = [model] if isinstance(model, str | Path) else list(model)
+        folders = [find_model(str(name)) for name in names]
+        predictor = Predictor.load(folders, settings, device=device)
     return predictor.predict(volume, listener, roi=roi).labels
 
 
@@ -93,6 +98,14 @@ def _volume(
     if isinstance(image, Volume):
         return image
     data = np.asarray(image)
+    if data.dtype.kind not in "iuf" or data.ndim not in (3, 4):
+        raise ShapeError(
+            "image",
+            expected="numbers along the axes (i, j, k), or (channel, i, j, k)",
+            found=f"type {data.dtype}, shape {data.shape}",
+            remedy="hand in a numpy array or a Volume",
+            code="predict-array",
+        )
     if data.ndim == 3:
         data = data[None]
     affine = (
@@ -100,6 +113,28 @@ def _volume(
         if spacing_mm is not None
         else np.asarray(affine_ras, dtype=np.float64)
     )
-    shape = data.shape[1:] if data.ndim == 4 else (1, 1, 1)
+    shape = data.shape[1:]
     names = ("image",) if data.shape[0] == 1 else tuple(f"channel {n}" for n in range(len(data)))
     return Volume(data, Grid(shape, affine), names)
+
+
+def _check_voxels(volume: Volume) -> None:
+    """Refuse what the readers of files refuse."""
+    for name, data_ijk in zip(volume.channels, volume.data_cijk, strict=True):
+        least, most = data_ijk.min(), data_ijk.max()
+        if not (np.isfinite(least) and np.isfinite(most)):
+            raise FormatError(
+                f"image, channel {name}",
+                expected="finite voxels",
+                found="NaN or infinity",
+                remedy="replace them, by the value of air for instance",
+                code="voxels-not-finite",
+            )
+        if least == most:
+            raise FormatError(
+                f"image, channel {name}",
+                expected="an image with some contrast",
+                found="the same value in every voxel",
+                remedy="check where it comes from",
+                code="image-constant",
+            )

@@ -23,6 +23,9 @@ from medseg.errors import ResourceError
 from medseg.events import Silent
 from medseg.inference.engine import MOST_STRIPS, PROBABILITY_BYTES, StreamingEngine, Sweep
 from medseg.inference.sweep import ROWS_AT_A_TIME, Group, Progress, other_axes
+from medseg.ops.resample import axis_taps
+from medseg.ops.sums import add_weighted, finish
+from medseg.ops.winners import Decision, decide_row
 
 __all__ = [
     "DryPass",
@@ -33,12 +36,23 @@ __all__ = [
     "in_words",
     "measured_vram",
     "plan_memory",
+    "program_bytes",
 ]
 
 Place = Literal["ram", "vram"]
 
 _SLACK_BYTES = 24 << 20
 """What Python objects and allocators take beside the arrays."""
+
+_WRITING_BYTES = 96 << 20
+"""What statistics, pictures and the libraries of file formats take after the windows."""
+
+_MOST_OF_LOADING = 1 << 27
+_WRITER_BYTES = 1 << 25
+"""Probabilities that the writer gathers before it compresses them."""
+
+_SCATTER = 1.08
+"""The program's own memory differs from run to run: the limit named to the user allows for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,7 @@ def dry_pass(group: Group, batch: int) -> DryPass:
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
     x_bcijk = group.arranged(x_bcijk.to(device))
+    _load_kernels()
     before = psutil.Process().memory_info().rss
     with PeakMeter() as meter, torch.inference_mode():
         began = time.perf_counter()
@@ -150,6 +165,14 @@ def dry_pass(group: Group, batch: int) -> DryPass:
         classes = int(answer.shape[1])
     vram = torch.cuda.max_memory_allocated(device) - held if on_gpu else 0
     return DryPass(batch, max(0, meter.peak_bytes - before), vram, seconds, classes)
+
+
+def _load_kernels() -> None:
+    """Bring in what the first window would: it belongs to the program, not to the window."""
+    logits_bcn, place = torch.zeros((2, 2, 2)), torch.ones((2, 2))
+    finish(logits_bcn, place, torch.zeros(2))
+    add_weighted([logits_bcn], [place], torch.zeros((1, 2, 2, 2)), torch.ones((1, 2, 2)), (0, 0))
+    decide_row(logits_bcn, axis_taps(2, 3), axis_taps(2, 2), Decision((0, 1)))
 
 
 def plan_memory(
@@ -177,7 +200,8 @@ def plan_memory(
     """
     least: MemoryPlan | None = None
     for sweep in _ways(engine.sweep):
-        items = (*held, *_items(engine, passes, sweep))
+        working = _items(engine, passes, sweep)
+        items = (*held, *working, _reserve(held, working))
         plan = MemoryPlan(items, sweep, 0, 0.0, max_ram_bytes, max_vram_bytes)
         if _fits(plan):
             return _timed(engine, passes, plan)
@@ -198,7 +222,7 @@ def plan_memory(
         name,
         expected=f"at least {in_words(need)}, the least that this image and model can do with",
         found=in_words(limit or 0),
-        remedy=f"raise the limit to {in_words(need, up=True)}; the largest part is "
+        remedy=f"raise the limit to {in_words(int(_SCATTER * need), up=True)}; the largest part is "
         f"{largest.name} with {in_words(largest.bytes)}",
         code="memory-limit",
     )
@@ -210,6 +234,8 @@ def in_words(count: int, *, up: bool = False) -> str:
     >>> in_words(3 * 2**29)
     '1.50 GiB'
     """
+    if count < 2**20:
+        return f"{count} bytes"
     unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
     value = count / unit
     digits = 2 if name == "GiB" else 0
@@ -258,6 +284,15 @@ def _items(engine: StreamingEngine, passes: Sequence[DryPass], sweep: Sweep) -> 
     return items
 
 
+def _reserve(held: Sequence[Item], working: Sequence[Item]) -> Item:
+    """What is kept free, and what writing takes beyond the windows' memory, given back by then."""
+    labels = sum(item.bytes for item in held if item.name == "output")
+    # a written file is read back and compared
+    writing = 2 * labels + _WRITING_BYTES
+    windows = sum(item.bytes for item in working if item.place == "ram")
+    return Item("writing and reserve", "ram", max(_SLACK_BYTES, writing - windows))
+
+
 def _sums_bytes(engine: StreamingEngine, group: Group, dry: DryPass, sweep: Sweep) -> int:
     rows, plane = _rows_and_plane(engine, group, sweep)
     taps = group.image.to_image[sweep.axis]
@@ -300,10 +335,14 @@ def _row_bytes(engine: StreamingEngine, passes: Sequence[DryPass], sweep: Sweep)
     plane = shape[b] * shape[c]
     floats = 0
     if engine.decision.probabilities:
-        floats += 2 * max(PROBABILITY_BYTES, 4 * plane * passes[0].classes)
+        numbers = passes[0].classes * plane
+        whole = shape[sweep.axis] * numbers
+        # a slab as it grows, joined, and among background; then what waits to be compressed
+        floats += 3 * min(4 * whole, max(PROBABILITY_BYTES, 4 * numbers))
+        floats += min(whole, _WRITER_BYTES)
     if len(passes) > 1:
         floats += 3 * 4 * plane * passes[0].classes
-    return plane * 4 + floats + _SLACK_BYTES
+    return plane * 4 + floats
 
 
 def _fits(plan: MemoryPlan) -> bool:
@@ -403,8 +442,25 @@ def _kernels_peak() -> int | None:
     return None
 
 
+def program_bytes() -> int:
+    """Memory of the process as it is, or as it was while libraries and models were loaded.
+
+    Loading them maps more than stays resident. An earlier peak that lies further above than loading
+    explains was something else's, and does not count.
+    """
+    resident = int(psutil.Process().memory_info().rss)
+    peak = _peak_of_loading if _peak_of_loading is not None else _kernels_peak()
+    return max(resident, min(peak or 0, resident + _MOST_OF_LOADING))
+
+
+_peak_of_loading: int | None = None
+
+
 def _forget_peak() -> bool:
     """Set the kernel's high-water mark back to what is resident now; False if it cannot be."""
+    global _peak_of_loading  # noqa: PLW0603 - the kernel's mark is one per process, too
+    if _peak_of_loading is None:
+        _peak_of_loading = _kernels_peak()
     try:
         with _CLEAR.open("w") as stream:
             stream.write("5")

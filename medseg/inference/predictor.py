@@ -19,7 +19,6 @@ from medseg.core import AxisTurn, Grid, LabelMap, Volume, axis_turn
 from medseg.data.preparation import ModelImage, check_channels, check_extent, model_shape
 from medseg.errors import ConfigError, MedsegError, ResourceError
 from medseg.events import Listener, Silent
-from medseg.inference.body import body_mask
 from medseg.inference.engine import (
     Outputs,
     Slab,
@@ -37,6 +36,7 @@ from medseg.inference.memory import (
     in_words,
     measured_vram,
     plan_memory,
+    program_bytes,
 )
 from medseg.inference.numerics import (
     InferenceNumerics,
@@ -49,11 +49,11 @@ from medseg.inference.settings import PredictionSettings
 from medseg.inference.sweep import Box, Group, is_out_of_memory
 from medseg.models.card import InputSettings, ModelCard
 from medseg.models.folder import load_model
-from medseg.models.inference_form import to_inference_form
+from medseg.models.inference_form import converted, to_inference_form
 from medseg.ops.device import choose_device
 from medseg.ops.winners import Decision
 
-__all__ = ["Finished", "Member", "Prediction", "Predictor", "ProbabilitySink"]
+__all__ = ["Finished", "Member", "Prediction", "Predictor", "ProbabilitySink", "in_slices"]
 
 ProbabilitySink = Callable[[int, int, npt.NDArray[np.float32]], None]
 """Told the axis, the first voxel on it, and the ``(n, i, j, k)`` probabilities of a slab across it;
@@ -200,16 +200,28 @@ class Predictor:
             members = [_loaded(one, settings, place, store) for one in folders]
         return cls(members, settings, place)
 
-    def plan(self, volume: Volume, *, roi: Box | None = None) -> MemoryPlan:
+    @property
+    def threads(self) -> int:
+        """CPU threads that the networks run with."""
+        return _threads(self.settings)
+
+    def plan(
+        self, volume: Volume, *, roi: Box | None = None, probabilities: bool = False
+    ) -> MemoryPlan:
         """What predicting a volume will hold in memory, and how it will go about it.
 
         The networks run once on a window, if they have not yet.
+
+        Args:
+            volume: The image.
+            roi: Box of voxels to look at.
+            probabilities: Whether they will be asked for.
 
         Raises:
             As :meth:`predict`, before any work on the image.
         """
         with using_threads(_threads(self.settings)), torch.inference_mode():
-            return self._task(volume, roi, None).plan
+            return self._task(volume, roi, probabilities).plan
 
     def predict(
         self,
@@ -287,10 +299,13 @@ class Predictor:
                 notes += check_extent(turned, member.card.inputs)
                 notes += member.numerics.notes
             try:
-                if settings.find_region and roi is None:
+                if roi is not None:
+                    notes.append(f"only voxels {in_slices(roi)} were looked at")
+                elif settings.find_region:
                     roi, found = self._search(volume, listener)
                     notes += found
-                task = self._task(volume, roi, on_probabilities)
+                notes += self._mirror_notes()
+                task = self._task(volume, roi, on_probabilities is not None)
                 planned_at = time.perf_counter()
                 feed = _ProbabilityFeed(task, volume.grid, on_probabilities)
                 outputs = Outputs(
@@ -338,16 +353,14 @@ class Predictor:
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _task(
-        self, volume: Volume, roi: Box | None, on_probabilities: ProbabilitySink | None
-    ) -> _Task:
+    def _task(self, volume: Volume, roi: Box | None, probabilities: bool) -> _Task:
         settings = self.settings
         for member in self.members:
             check_channels(volume, member.card.inputs)
             _check_size(volume, member.card, settings)
         sets = _alike([member.card.inputs for member in self.members])
         # probabilities come in the order of the image's own axes, and several groups must agree
-        plain_frame = len(sets) > 1 or on_probabilities is not None
+        plain_frame = len(sets) > 1 or probabilities
         to_frame = (
             _UNTURNED if plain_frame else axis_turn(volume.grid, self.card.inputs.orientation)
         )
@@ -357,7 +370,7 @@ class Predictor:
             values=self.card.class_values,
             overlapping=self.card.regions is not None,
             entropy=settings.uncertainty,
-            probabilities=on_probabilities is not None,
+            probabilities=probabilities,
         )
         engine = StreamingEngine(
             groups,
@@ -393,7 +406,7 @@ class Predictor:
             for tensor in (*member.network.parameters(), *member.network.buffers())
         )
         image = volume.data_cijk.nbytes
-        resident = psutil.Process().memory_info().rss
+        resident = program_bytes()
         program = max(0, resident - image - (0 if on_gpu else weights))
         held = [
             Item("program", "ram", program),
@@ -469,6 +482,8 @@ class Predictor:
     def _body(self, volume: Volume, to_frame: AxisTurn) -> npt.NDArray[np.bool_] | None:
         if self.settings.skip != "body":
             return None
+        from medseg.inference.body import body_mask  # noqa: PLC0415 - imports scipy.ndimage
+
         is_ct = self.card.inputs.channels[0].modality == "CT"
         turned: npt.NDArray[np.bool_] = to_frame.turn_array(body_mask(volume, is_ct=is_ct))
         return turned
@@ -489,6 +504,7 @@ class Predictor:
             ),
             self.device,
         )
+        rough._passes = self._passes
         try:
             for member in self.members:
                 turned = axis_turn(volume.grid, member.card.inputs.orientation).turn_grid(
@@ -509,7 +525,36 @@ class Predictor:
             margin = math.ceil(_SEARCH_MARGIN_MM / step)
             spans.append((max(0, int(there[0]) - margin), min(extent, int(there[-1]) + 1 + margin)))
         box = (spans[0], spans[1], spans[2])
-        return box, [f"looked closely at voxels {box} only, where a rough pass found something"]
+        return box, [
+            f"looked closely at voxels {in_slices(box)} only, where a rough pass found something"
+        ]
+
+    def _mirror_notes(self) -> list[str]:
+        """A warning where a model is mirrored along axes that its training did not mirror."""
+        if self.settings.mirror == "model":
+            return []
+        strange = sorted(
+            {
+                axis
+                for member in self.members
+                for axis in set(self.settings.mirror) - set(member.card.inputs.mirror_axes)
+            }
+        )
+        if not strange:
+            return []
+        return [
+            f"the model was not trained with mirroring along {', '.join(strange)}: "
+            "test-time augmentation there can ruin the result"
+        ]
+
+
+def in_slices(box: Box) -> str:
+    """A box as ``--roi`` takes it.
+
+    >>> in_slices(((10, 60), (0, 50), (5, 25)))
+    '10:60,0:50,5:25'
+    """
+    return ",".join(f"{first}:{last}" for first, last in box)
 
 
 class _ProbabilityFeed:
@@ -577,9 +622,7 @@ def _loaded(
         regions=card.regions is not None,
     )
     if numerics.autocast_dtype is not None or not numerics.channels_last:
-        form = to_inference_form(
-            network, numerics.autocast_dtype, channels_last=numerics.channels_last
-        )
+        form = converted(form, numerics.autocast_dtype, channels_last=numerics.channels_last)
     return Member(form, card, numerics)
 
 
@@ -660,8 +703,9 @@ def _checked(roi: Box, grid: Grid) -> Box:
         if not 0 <= first < last <= extent:
             raise ConfigError(
                 "region of interest",
-                expected=f"first < last within the image's extents {grid.shape_ijk} on every axis",
-                found=str(roi),
+                expected="first < last within the image's extents, "
+                f"{in_slices(tuple((0, n) for n in grid.shape_ijk))}",  # type: ignore[arg-type]
+                found=in_slices(roi),
                 remedy="give voxels of the image, counted from 0, the last one exclusive",
                 code="roi",
             )

@@ -415,7 +415,8 @@ class RowStream:
                 expected="finite logits",
                 found="NaN or infinity"
                 + (" (summed in float16)" if sums.dtype == torch.float16 else ""),
-                remedy="predict with --precision fp32; if that fails too, the model is damaged",
+                remedy="check the image for NaN, and predict with precision fp32; if that "
+                "fails too, the model is damaged",
                 code="network-not-finite",
             )
         self._spare_totals.append(totals)

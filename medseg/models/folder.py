@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -79,7 +80,8 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         )
     network = build_volume_network(card.network, card.inputs)
     try:
-        network.load_state_dict(load_tensors(content), strict=True)
+        tensors = load_tensors(content)
+        network.load_state_dict(tensors, strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise FormatError(
             str(weights_path),
@@ -88,4 +90,13 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
             remedy="use the weights and the card of one export",
             code="weights-mismatch",
         ) from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FormatError(
+                str(weights_path),
+                expected="finite weights",
+                found=f"NaN or infinity in {name}",
+                remedy="take the last good checkpoint of the training and export it again",
+                code="weights-not-finite",
+            )
     return network.eval(), card

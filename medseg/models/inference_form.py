@@ -32,7 +32,7 @@ from medseg.errors import ConfigError
 from medseg.models.network import arrange_weights
 from medseg.ops.norm import InstanceNorm
 
-__all__ = ["InferenceForm", "deviation", "to_inference_form"]
+__all__ = ["InferenceForm", "converted", "deviation", "to_inference_form"]
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -113,6 +113,42 @@ def to_inference_form(
             remedy="call eval() on it first",
             code="inference-training",
         )
+    _check_dtype(dtype)
+    # a holder, so that a network that is one layer can be exchanged as well
+    form = InferenceForm(copy.deepcopy(network), None, channels_last=channels_last)
+    form.requires_grad_(requires_grad=False)
+    for region in list(_traced_regions(form.network, _places(form))):
+        _exchange(form, region.exchanges())
+    # in what could not be traced, one for one; what is left here, others may read as well
+    norms = [module for module in form.modules() if type(module) in _INSTANCE_NORMS]
+    _exchange(form, {norm: _own_norm(norm) for norm in norms if _is_instance_norm(norm)})
+    return converted(form, dtype, channels_last=channels_last)
+
+
+def converted(
+    form: InferenceForm, dtype: torch.dtype | None, *, channels_last: bool
+) -> InferenceForm:
+    """An inference form in another number type and layout; takes the one given over.
+
+    Args:
+        form: In its network's own type.
+        dtype: As :func:`to_inference_form` has it.
+        channels_last: As there.
+
+    Raises:
+        ConfigError: If the type is not one of those.
+    """
+    _check_dtype(dtype)
+    form = InferenceForm(form.network, dtype, channels_last=channels_last)
+    if dtype is not None:
+        for module in form.modules():
+            if type(module) in {*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear}:
+                module.to(dtype)
+    arrange_weights(form, channels_last=channels_last)
+    return form.requires_grad_(requires_grad=False)
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ConfigError(
             "inference form",
@@ -121,20 +157,6 @@ def to_inference_form(
             remedy="leave it out to keep the network's own",
             code="inference-dtype",
         )
-    # a holder, so that a network that is one layer can be exchanged as well
-    form = InferenceForm(copy.deepcopy(network), dtype, channels_last=channels_last)
-    form.requires_grad_(requires_grad=False)
-    for region in list(_traced_regions(form.network, _places(form))):
-        _exchange(form, region.exchanges())
-    # in what could not be traced, one for one; what is left here, others may read as well
-    norms = [module for module in form.modules() if type(module) in _INSTANCE_NORMS]
-    _exchange(form, {norm: _own_norm(norm) for norm in norms if _is_instance_norm(norm)})
-    if dtype is not None:
-        for module in form.modules():
-            if type(module) in {*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear}:
-                module.to(dtype)
-    arrange_weights(form, channels_last=channels_last)
-    return form.requires_grad_(requires_grad=False)
 
 
 def deviation(network: nn.Module, form: nn.Module, x_bcs: Tensor) -> float:

@@ -1,8 +1,10 @@
 """`medseg predict` as a user runs it: good cases, every kind of broken one, honest exit codes."""
 
 import gzip
+import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
 from medseg.core import Grid, LabelScheme, Volume, reorient
@@ -33,6 +36,8 @@ from medseg.models.card import (
 from medseg.models.folder import load_card, save_model
 from medseg.models.table import build_network
 from pipelines.cli import app
+from pipelines.infer import segment_case
+from pipelines.predict import parse_bytes
 
 SCHEME = LabelScheme(
     "test",
@@ -655,3 +660,101 @@ def test_a_region_outside_one_image_fails_that_case_alone(model, tmp_path):
     )
     assert result.exit_code == 1
     assert answer["cases"][0]["code"] == "roi"
+
+
+@pytest.mark.slow
+def test_the_limit_that_the_refusal_names_is_enough_and_is_kept(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz", voxels((64, 64, 40)))
+
+    # a process of its own starts it: the peak of a child begins with that of who forked it
+    launcher = (
+        "import os, sys; pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ); "
+        "print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)"
+    )
+
+    def predicted(limit):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", launcher, sys.executable, "-m", "pipelines.cli", "predict"),
+                *(image, "-m", model, "-o", tmp_path / "out", "--max-memory", limit, "--json"),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        peak = int(done.stderr.splitlines()[-1]) * 1024
+        return json.loads(done.stdout)["cases"][0], peak
+
+    refused, _ = predicted("100MB")
+    assert refused["code"] == "memory-limit"
+    named = re.search(r"raise the limit to ([\d.]+ \w+)", refused["message"])[1]
+    done, peak = predicted(named.replace(" ", ""))
+    assert done["state"] == "done"
+    limit = parse_bytes(named, "--max-memory")
+    assert peak <= limit
+    memory = done["memory"]
+    assert 0.7 < memory["measured_ram_bytes"] / memory["predicted_ram_bytes"] < 1.1
+
+
+def test_the_plan_of_a_dry_run_is_that_of_the_run(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    options = ("--probabilities", "--uncertainty", "--precision", "fp32")
+    _, dry = predict_json(image, "-m", model, "--dry-run", *options)
+    assert run("predict", image, "-m", model, "-o", tmp_path, *options).exit_code == 0
+    report = json.loads((tmp_path / "case_report.json").read_text())
+    plans = dry["cases"][0]["plan"], report["memory"]["predicted"]
+    rows = [
+        next(item["bytes"] for item in plan["items"] if item["name"] == "row of the result")
+        for plan in plans
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_mirroring_that_training_did_not_know_is_warned_of(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    _, answer = predict_json(image, "-m", model, "-o", tmp_path / "out", "--tta", "j")
+    assert any("not trained with mirroring along j" in note for note in answer["cases"][0]["notes"])
+
+
+def test_what_was_left_unfinished_is_named(model, tmp_path, monkeypatch):
+    cases = [make_nifti(tmp_path / f"case{n}.nii.gz") for n in range(3)]
+
+    def interrupted(case, *arguments, **more):
+        if case.name == "case1":
+            raise KeyboardInterrupt
+        return segment_case(case, *arguments, **more)
+
+    monkeypatch.setattr("pipelines.predict.segment_case", interrupted)
+    result, answer = predict_json(*cases, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 130
+    assert answer["not_done"] == ["case1", "case2"]
+
+
+def test_a_whole_axis_may_be_left_open_in_a_region(model, tmp_path):
+    image = make_nifti(tmp_path / "case.nii.gz")
+    assert run("predict", image, "-m", model, "-o", tmp_path, "--roi", ":,3:,:9").exit_code == 0
+    report = json.loads((tmp_path / "case_report.json").read_text())
+    assert report["settings"]["roi"] == "0:20,3:22,0:9"
+    assert any("only voxels 0:20,3:22,0:9 were looked at" in note for note in report["notes"])
+    found = nib.load(tmp_path / "case_dseg.nii.gz").get_fdata()
+    assert found.any()
+    assert not found[:, :3].any()
+    assert not found[:, :, 9:].any()
+
+
+def test_weights_that_are_not_numbers_are_refused_before_any_case(model, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "weights.safetensors")
+    name = next(key for key, value in tensors.items() if value.is_floating_point())
+    tensors[name].flatten()[0] = float("nan")
+    content = save(tensors)
+    (broken / "weights.safetensors").write_bytes(content)
+    described = json.loads((broken / "model.json").read_text())
+    described["weights_sha256"] = hashlib.sha256(content).hexdigest()
+    (broken / "model.json").write_text(json.dumps(described))
+    image = make_nifti(tmp_path / "case.nii.gz")
+    result = run("predict", image, "-m", broken, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"found NaN or infinity in {name}" in result.stderr

@@ -7,9 +7,9 @@ from pathlib import Path
 from medseg.errors import ConfigError, one_of
 from medseg.models.card import CARD_NAME, ModelCard, load_card, model_folder
 
-__all__ = ["find_model", "find_models", "shipped_models"]
+__all__ = ["cards", "find_model", "find_models", "shipped_models"]
 
-SHIPPED = Path(__file__).resolve().parent.parent / "medseg" / "resources" / "models"
+SHIPPED = Path(__file__).resolve().parent.parent / "resources" / "models"
 
 
 def shipped_models() -> dict[str, Path]:
