@@ -234,6 +234,7 @@ class RowStream:
         self._totals: dict[int, Tensor] = {}
         self._spare: list[Tensor] = []
         self._spare_totals: list[Tensor] = []
+        self._spare_mean: Tensor | None = None
         self._unseen = _unseen_logits(classes, group.overlapping)
         self._input: _InputRows | None = None
         self._next_layer = 0
@@ -266,7 +267,10 @@ class RowStream:
 
     def release(self, row_bcn: Tensor) -> None:
         """Take back the memory of a row that is not needed any more."""
-        self._spare.append(row_bcn)
+        if row_bcn.dtype == self._steps.dtype:
+            self._spare.append(row_bcn)
+        else:  # one is enough: rows are finished one at a time
+            self._spare_mean = row_bcn
 
     def _run_layer(self) -> None:
         layer = self._layers[self._next_layer]
@@ -387,6 +391,7 @@ class RowStream:
     def _give_up_something(self) -> None:
         self._spare.clear()
         self._spare_totals.clear()
+        self._spare_mean = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -407,7 +412,10 @@ class RowStream:
         if sums.dtype == torch.float32:
             mean = sums
         else:
-            mean = sums.to(torch.float32)
+            spare, self._spare_mean = self._spare_mean, None
+            if spare is None or spare.device != sums.device:
+                spare = torch.empty_like(sums, dtype=torch.float32)
+            mean = spare.copy_(sums)
             self._spare.append(sums)
         if not finish(mean, totals, self._unseen):
             raise FormatError(
