@@ -85,7 +85,7 @@ def test_limits_leave_less_than_the_sums_take():
     peak = 10 * slab
     assert [job.limit_bytes for job in memory.limited(row(peak=peak, predicted=peak))] == [
         peak - slab // 4,
-        peak - 3 * slab // 4,
+        peak - 9 * slab // 16,
     ]
 
 
