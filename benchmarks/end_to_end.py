@@ -41,7 +41,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.memory import made_card
-from benchmarks.sliding_window import QUICK, Job, build_dynunet, dice, made_volume, train
+from benchmarks.sliding_window import QUICK, Job, dice, made_volume, trained
 from medseg.core import Grid, Volume
 from medseg.events import Silent
 from medseg.inference.numerics import choose_inference_numerics
@@ -301,7 +301,7 @@ def print_rows(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Parse the arguments, train, measure, print."""
+    """Parse the arguments, trained, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny volume and network")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
@@ -314,16 +314,7 @@ def main() -> None:
     if arguments.extents:
         i, j, k = (int(part) for part in arguments.extents.split("x"))
         job = replace(job, extents=(i, j, k))
-    torch.manual_seed(0)
-    network = build_dynunet(job)
-    if arguments.weights and arguments.weights.exists():
-        network.load_state_dict(torch.load(arguments.weights, weights_only=True))
-        network.eval()
-    else:
-        loss = train(network, job)
-        print(f"trained {job.training_steps} steps, cross-entropy {loss:.3f}")
-        if arguments.weights:
-            torch.save(network.state_dict(), arguments.weights)
+    network = trained(job, arguments.weights)
     theirs = nnunet_side(network, job)
     sides = {} if theirs is None else {"nnU-Net": theirs}
     sides |= {

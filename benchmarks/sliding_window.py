@@ -302,6 +302,20 @@ def measure(network: nn.Module, job: Job, repeats: int) -> tuple[list[Row], floa
     return rows, float(np.nanmean(truth))
 
 
+def trained(job: Job, weights: Path | None) -> nn.Module:
+    """The network of a job: its weights from a file that is there, else trained and kept."""
+    torch.manual_seed(0)
+    network = build_dynunet(job)
+    if weights is not None and weights.exists():
+        network.load_state_dict(torch.load(weights, weights_only=True))
+        return network.eval()
+    loss = train(network, job)
+    print(f"trained {job.training_steps} steps, cross-entropy {loss:.3f}")
+    if weights is not None:
+        torch.save(network.state_dict(), weights)
+    return network
+
+
 def main() -> None:
     """Parse the arguments, train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -315,16 +329,7 @@ def main() -> None:
     if arguments.extents:
         i, j, k = (int(part) for part in arguments.extents.split("x"))
         job = Job(**{**vars(job), "extents": (i, j, k)})
-    torch.manual_seed(0)
-    network = build_dynunet(job)
-    if arguments.weights and arguments.weights.exists():
-        network.load_state_dict(torch.load(arguments.weights, weights_only=True))
-        network.eval()
-    else:
-        loss = train(network, job)
-        print(f"trained {job.training_steps} steps, cross-entropy {loss:.3f}")
-        if arguments.weights:
-            torch.save(network.state_dict(), arguments.weights)
+    network = trained(job, arguments.weights)
     rows, truth = measure(network, job, arguments.repeats)
     least = {row.side: min(row.seconds) for row in rows}
     print_table(

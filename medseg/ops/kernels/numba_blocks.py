@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -21,13 +19,11 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from medseg.ops.kernels.blocks import BlockPlan, Direction, block_output, block_plan
+from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.layout import advise_huge_pages
 from medseg.ops.kernels.workers import in_slabs
 
 __all__ = ["shuffle", "transform"]
-
-# numba and llvmlite have no types
-Untyped: TypeAlias = Any
 
 _OUTER = 4
 # how neighbouring blocks lie in the tensor read and in the tensor written
@@ -124,15 +120,6 @@ def _padded(values: list[int], filler: int) -> tuple[int, ...]:
     return (*head, *([filler] * (_OUTER - 1 - len(head))), last)
 
 
-def _compiled(function: Untyped) -> Untyped:
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        # no folder for the cache can be written
-        return numba.njit(**options)(function)
-
-
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def _block(
     typing_context: Untyped,  # noqa: ARG001
@@ -207,7 +194,7 @@ def _block(
     return signature, generate
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _rows(
     memory: Untyped,
     steps: Untyped,

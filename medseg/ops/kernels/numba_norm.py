@@ -9,9 +9,7 @@ between everything is float32, and what chunks of a few hundred positions gave i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,13 +19,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.layout import advise_huge_pages
 from medseg.ops.kernels.workers import in_slabs
 
 __all__ = ["instance_norm", "normalise", "rows_of"]
-
-# numba and llvmlite have no types
-Untyped: TypeAlias = Any
 
 # channels at a time; the widest vector is several registers, whose sums do not wait for each other
 _MANY, _FEW = 32, 8
@@ -190,15 +186,6 @@ def _numbers(values_c: Tensor | None, absent: float) -> npt.NDArray[np.float64] 
     return numbers
 
 
-def _compiled(function: Untyped) -> Untyped:
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        # no folder for the cache can be written
-        return numba.njit(**options)(function)
-
-
 class _Vectors:
     """``lanes`` neighbouring channels as vectors of float32, whatever their type in memory."""
 
@@ -343,7 +330,7 @@ def _write_rows(
     return signature, generate
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _sum_chunks(
     x_at: Untyped, walk: Untyped, sums: Untyped, half: Untyped, first: Untyped, last: Untyped
 ) -> None:
@@ -368,7 +355,7 @@ def _sum_chunks(
             n += 1
 
 
-@_compiled
+@compiled(error_model="numpy")
 def _write_chunks(
     x_at: Untyped,
     y_at: Untyped,

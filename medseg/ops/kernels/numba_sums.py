@@ -6,20 +6,16 @@ Compiled on first use, and kept on disk for the next process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 import torch
 from numba import types
 from torch import Tensor
 
+from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.workers import in_slabs
 
 __all__ = ["add_weighted", "finish", "takes"]
-
-# numba has no types
-Untyped: TypeAlias = Any
 
 _f4, _i8 = types.float32, types.int64
 
@@ -69,27 +65,12 @@ def finish(sums_bcn: Tensor, totals_bc: Tensor, unseen_n: Tensor) -> bool:
     return all(finite)
 
 
-def _compiled(answer_type: Untyped) -> Untyped:
-    arguments = (
-        _f4[:, :, ::1],
-        _f4[:, ::1],
-        types.Array(answer_type, 3, "A"),
-        types.Array(_f4, 2, "A"),
-        _i8,
-        _i8,
-    )
-
-    def compiled(function: Untyped) -> Untyped:
-        try:
-            return numba.njit(types.void(*arguments), nogil=True, cache=True)(function)
-        except RuntimeError:
-            # no folder for the cache can be written
-            return numba.njit(types.void(*arguments), nogil=True)(function)
-
-    return compiled
+def _adding(answer_type: Untyped) -> Untyped:
+    arrays = types.Array(answer_type, 3, "A"), types.Array(_f4, 2, "A")
+    return types.void(_f4[:, :, ::1], _f4[:, ::1], *arrays, _i8, _i8)
 
 
-@_compiled(_f4)  # type: ignore[untyped-decorator]
+@compiled(_adding(_f4))
 def _add_float32(
     sums: Untyped, totals: Untyped, answer: Untyped, weights: Untyped, first_b: int, first_c: int
 ) -> None:
@@ -102,7 +83,7 @@ def _add_float32(
                 sums[first_b + b, first_c + c, n] += product
 
 
-@_compiled(types.uint16)  # type: ignore[untyped-decorator]
+@compiled(_adding(types.uint16))
 def _add_bfloat16(
     sums: Untyped, totals: Untyped, answer: Untyped, weights: Untyped, first_b: int, first_c: int
 ) -> None:
@@ -119,15 +100,7 @@ def _add_bfloat16(
                 sums[first_b + b, first_c + c, n] += product
 
 
-def _compiled_finish(function: Untyped) -> Untyped:
-    arguments = types.boolean(_f4[:, :, ::1], _f4[:, ::1], _f4[::1], _i8, _i8)
-    try:
-        return numba.njit(arguments, nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(arguments, nogil=True)(function)
-
-
-@_compiled_finish
+@compiled(types.boolean(_f4[:, :, ::1], _f4[:, ::1], _f4[::1], _i8, _i8))
 def _finish(sums: Untyped, totals: Untyped, unseen: Untyped, start: int, stop: int) -> bool:
     finite = True
     for b in range(start, stop):

@@ -6,19 +6,14 @@ wanted lattice are never in memory. Compiled on first use, and kept on disk for 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.workers import in_slabs
 
 __all__ = ["decide"]
-
-# numba has no types
-Untyped: TypeAlias = Any
 
 _f4, _i8 = types.float32, types.int64
 
@@ -59,7 +54,7 @@ def decide(
     in_slabs(work, len(firsts[0]), size)
 
 
-@numba.njit(  # type: ignore[untyped-decorator]
+@compiled(
     types.void(
         _f4[:, :, ::1],
         _i8[::1],
@@ -74,8 +69,6 @@ def decide(
         _i8,
         _i8,
     ),
-    nogil=True,
-    cache=True,
 )
 def _lines(  # noqa: PLR0912, PLR0915 - one pass over a line that stays in the cache
     logits: Untyped,
