@@ -22,10 +22,8 @@ __all__ = [
     "Interpolation",
     "apply_taps",
     "axis_taps",
-    "interpolation_matrix",
     "resize",
     "resize_labels",
-    "resize_linear",
 ]
 
 Interpolation = Literal["nearest", "linear", "cubic"]
@@ -133,21 +131,6 @@ def axis_taps(
     return _shifted_inside(old, lowest, weights)
 
 
-def interpolation_matrix(
-    old: int, new: int, *, smooth: bool, kind: Interpolation = "linear"
-) -> Tensor:
-    """:func:`axis_taps` as a matrix.
-
-    Returns:
-        ``(new, old)`` float32; every row sums to 1.
-    """
-    taps = axis_taps(old, new, kind, smooth=smooth)
-    matrix = np.zeros((new, old + taps.weights.shape[1]), dtype=np.float32)
-    for tap in range(taps.weights.shape[1]):
-        matrix[np.arange(new), taps.firsts + tap] += taps.weights[:, tap]
-    return torch.from_numpy(np.ascontiguousarray(matrix[:, :old]))
-
-
 def apply_taps(x_cs: Tensor, axis: int, taps: AxisTaps) -> Tensor:
     """Resample one axis.
 
@@ -192,23 +175,6 @@ def resize(x_cs: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
     for axis, axis_taps_ in enumerate(taps, start=1):
         x_cs = apply_taps(x_cs, axis, axis_taps_)
     return x_cs
-
-
-def resize_linear(x_cs: Tensor, shape: Sequence[int], *, smooth: bool = True) -> Tensor:
-    """Interpolate all spatial axes linearly.
-
-    Args:
-        x_cs: ``(c, *spatial)`` floating tensor.
-        shape: Wanted spatial extents, as many as ``x_cs`` has.
-        smooth: See :func:`axis_taps`.
-
-    Returns:
-        ``(c, *shape)``; ``x_cs`` itself where nothing changes.
-    """
-    olds = x_cs.shape[1:]
-    return resize(
-        x_cs, [axis_taps(old, new, smooth=smooth) for old, new in zip(olds, shape, strict=True)]
-    )
 
 
 def resize_labels(labels_s: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
