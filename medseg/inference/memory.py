@@ -23,6 +23,7 @@ from medseg.errors import ResourceError
 from medseg.events import Silent
 from medseg.inference.engine import MOST_STRIPS, PROBABILITY_BYTES, StreamingEngine, Sweep
 from medseg.inference.sweep import ROWS_AT_A_TIME, Group, Progress, other_axes
+from medseg.inference.transfer import SLOTS
 from medseg.ops.resample import axis_taps
 from medseg.ops.sums import add_weighted, finish
 from medseg.ops.winners import Decision, decide_row
@@ -265,7 +266,7 @@ def _items(engine: StreamingEngine, passes: Sequence[DryPass], sweep: Sweep) -> 
     items: list[Item] = []
     work_ram = work_vram = 0
     sums_at: Place = "ram" if sweep.place.type == "cpu" else "vram"
-    sums = prepared = 0
+    sums = prepared = moving = 0
     for group, dry in zip(engine.groups, passes, strict=True):
         share = sweep.batch / dry.batch
         # a batch's answers become float32 one window at a time
@@ -275,9 +276,15 @@ def _items(engine: StreamingEngine, passes: Sequence[DryPass], sweep: Sweep) -> 
         work_vram = max(work_vram, int(dry.vram_bytes * share) + (answer if on_gpu else 0))
         sums += _sums_bytes(engine, group, dry, sweep)
         prepared += _prepared_bytes(engine, group, sweep)
+        if on_gpu:
+            slots = SLOTS * sweep.batch * group.image.channels * math.prod(group.window_ijk)
+            moving += 4 * slots
     items.append(Item("network at work", "ram", work_ram))
     if work_vram:
         items.append(Item("network at work", "vram", work_vram))
+    if moving:
+        items.append(Item("windows on their way", "ram", moving))
+        items.append(Item("windows on their way", "vram", moving))
     items.append(Item("slab of logits", sums_at, sums))
     items.append(Item("slab of input", "ram", prepared))
     items.append(Item("row of the result", "ram", _row_bytes(engine, passes, sweep)))

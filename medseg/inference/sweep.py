@@ -22,6 +22,7 @@ from medseg.core import AxisTurn
 from medseg.data.preparation import ModelImage
 from medseg.errors import FormatError
 from medseg.events import Cancelled, Listener
+from medseg.inference.transfer import DoubleBuffer
 from medseg.inference.windows import blending_weights, window_starts
 from medseg.ops.sums import add_weighted, finish
 
@@ -235,6 +236,7 @@ class RowStream:
         self._spare: list[Tensor] = []
         self._spare_totals: list[Tensor] = []
         self._spare_mean: Tensor | None = None
+        self._buffer: DoubleBuffer | None = None
         self._unseen = _unseen_logits(classes, group.overlapping)
         self._input: _InputRows | None = None
         self._next_layer = 0
@@ -305,9 +307,11 @@ class RowStream:
             return
         x_bcijk = torch.stack(windows) if len(windows) > 1 else windows[0][None]
         del windows
-        x_bcijk = self._moved(x_bcijk)
+        x_bcijk = group.arranged(self._moved(x_bcijk))
         answer_bnijk = group.answer(x_bcijk, self._progress)
         del x_bcijk
+        if self._buffer is not None:
+            self._buffer.done()
         for start, answer_nijk in zip(batch, answer_bnijk, strict=True):
             self._add(start, answer_nijk)
             pending.remove(start)
@@ -315,13 +319,11 @@ class RowStream:
         self._progress.advance(len(batch))
 
     def _moved(self, x_bcijk: Tensor) -> Tensor:
-        group = self.group
-        if group.device.type == "cuda":
-            # from page-locked memory the copy runs while the device works on the window before
-            x_bcijk = x_bcijk.pin_memory().to(group.device, non_blocking=True)
-        else:
-            x_bcijk = x_bcijk.to(group.device)
-        return group.arranged(x_bcijk)
+        if self.group.device.type != "cuda":
+            return x_bcijk.to(self.group.device)
+        if self._buffer is None:
+            self._buffer = DoubleBuffer(self.group.device)
+        return self._buffer.bring(x_bcijk)
 
     def _window(self, start: tuple[int, int, int]) -> Tensor:
         if self._input is None:
@@ -392,6 +394,7 @@ class RowStream:
         self._spare.clear()
         self._spare_totals.clear()
         self._spare_mean = None
+        self._buffer = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
