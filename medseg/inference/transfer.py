@@ -44,7 +44,7 @@ class DoubleBuffer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._slots: list[_Slot | None] = [None] * SLOTS
         self._turn = 0
 
@@ -92,8 +92,8 @@ class DoubleBuffer:
         slot = _Slot(
             host=torch.empty(x_bcijk.shape, dtype=x_bcijk.dtype, pin_memory=True),
             device=torch.empty(x_bcijk.shape, dtype=x_bcijk.dtype, device=self._device),
-            copied=torch.cuda.Event(),
-            used=torch.cuda.Event(),
+            copied=torch.cuda.Event(),  # type: ignore[no-untyped-call]
+            used=torch.cuda.Event(),  # type: ignore[no-untyped-call]
         )
         # freed while a copy is under way, its memory must not be handed out before the copy ends
         slot.device.record_stream(self._stream)

@@ -11,6 +11,9 @@ import torch
 
 from benchmarks import sliding_window
 from benchmarks.sliding_window import QUICK
+from medseg.ops.precision import has_bf16
+
+BF16 = has_bf16(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,8 @@ def test_it_trains_times_every_side_and_writes_its_figures(
     monkeypatch.setattr("sys.argv", ["sliding_window", *words])
     sliding_window.main()
     rows = {row["side"]: row for row in json.loads(figures.read_text())}
-    assert list(rows) == ["MONAI fp32", "MONAI bf16 channels last", "medseg fp32", "medseg bf16"]
+    narrow = ["MONAI bf16 channels last", "medseg bf16"] if BF16 else []
+    assert list(rows) == ["MONAI fp32", "medseg fp32", *narrow]
     assert rows["MONAI fp32"]["dice"] == [1, 1]
     assert all(row["equal_voxels"] > 0.95 and row["seconds"][0] > 0 for row in rows.values())
     printed = capsys.readouterr()
@@ -56,7 +60,7 @@ def test_with_one_window_every_side_gives_the_labels_of_the_network(no_nnunet):
     rows, _ = sliding_window.measure(network, job, 1)
     agreement = {row.side: row.equal_voxels for row in rows}
     assert agreement["medseg fp32"] == 1
-    assert agreement["medseg bf16"] > 0.98
+    assert agreement.get("medseg bf16", 1) > 0.98  # left out where the processor lacks it
 
 
 def test_dice_of_a_case_on_paper():
