@@ -247,8 +247,9 @@ def _kernel_fits(tensors: list[Tensor]) -> bool:
     return (
         all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and x_bcs.numel() >= _LEAST_NUMBERS
-        and memory_format_of(x_bcs) != torch.contiguous_format
+        # before questions about memory, which have no answer under vmap
         and not any(wants_plain(tensor) for tensor in tensors)
+        and memory_format_of(x_bcs) != torch.contiguous_format
     )
 
 
