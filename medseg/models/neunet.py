@@ -15,13 +15,13 @@ import math
 from typing import Annotated, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medseg.models.network import Extents, SegmentationNetwork
 from medseg.models.setting_rules import broken_rule
 from medseg.ops.haar import haar_forward
+from medseg.ops.norm import InstanceNorm
 from medseg.ops.small_map import convolve
 from medseg.ops.subpixel import activate_and_shuffle
 
@@ -250,8 +250,8 @@ class NeUNet(SegmentationNetwork):
 class ConvUnit(nn.Module):
     """Convolution with bias, normalisation per channel and image, leaky ReLU.
 
-    The normalisation is InstanceNorm with weight and bias, written as GroupNorm with one channel
-    per group: the same sums, and it takes channels-last tensors as they are.
+    Normalisation, with weight and bias, and activation are one operation, which takes channels-last
+    tensors as they are; see :mod:`medseg.ops.norm`.
 
     Args:
         channels_in: Channels of the input.
@@ -268,16 +268,13 @@ class ConvUnit(nn.Module):
         self.conv = nn.Conv3d(
             channels_in, channels_out, kernel, stride, padding=(i // 2, j // 2, k // 2)
         )
-        self.norm = nn.GroupNorm(channels_out, channels_out)
+        # nothing else reads what the convolution gives
+        self.norm = InstanceNorm(channels_out, negative_slope=_NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x_bcijk: Tensor) -> Tensor:
         """``(b, channels_in, i, j, k)`` to ``(b, channels_out, *strided)``."""
-        norm = self.norm
-        # not the module: it refuses a single voxel, which a deep stage of a small image may have
-        normed = torch.group_norm(
-            convolve(self.conv, x_bcijk), norm.num_groups, norm.weight, norm.bias, norm.eps
-        )
-        return F.leaky_relu(normed, _NEGATIVE_SLOPE, inplace=True)
+        y_bcijk: Tensor = self.norm(convolve(self.conv, x_bcijk))
+        return y_bcijk
 
 
 class Stage(nn.Sequential):

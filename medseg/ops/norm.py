@@ -1,33 +1,51 @@
 """Instance normalisation with the activation after it, for tensors of any rank and layout.
 
 ``torch.nn.functional.instance_norm`` lays a channels-last tensor out anew before and after it works
-(torch 2.14), which costs more than the operation. Here a channels-last tensor stays as it is. On a
-CPU, in float32 and bfloat16 and without gradient, one kernel takes the statistics in a first pass
-and normalises, scales and activates in a second; everywhere else ``group_norm`` with one group per
-channel does it, which computes the same (Wu and He, Group Normalization, ECCV 2018) and keeps the
-layout on a CPU. Its backward pass is slow there for channels-last tensors (torch 2.14), so that
-training on a CPU gains no time from this module.
+(torch 2.14), which costs more than the operation; ``group_norm`` with one group per channel, which
+computes the same (Wu and He, Group Normalization, ECCV 2018), keeps the layout on a CPU, but its
+backward pass is slow there. Here a channels-last tensor on a CPU, in float32 and bfloat16, is
+normalised by one kernel that takes the statistics in a first pass and normalises, scales and
+activates in a second; with gradient it is the registered operator
+``torch.ops.medseg.instance_norm``, whose backward pass takes two passes as well. Everywhere else
+``group_norm`` does it, under compilers and functional transforms too.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.ops.autocast import without_autocast
-from medseg.ops.kernels.dispatch import Kernel, run, wants_plain
+from medseg.ops.kernels.dispatch import Kernel, is_taken, run, wants_plain
 from medseg.ops.kernels.layout import memory_format_of
 
 __all__ = ["InstanceNorm", "instance_norm"]
 
-_KERNELS = (
+_TYPES = frozenset({torch.float32, torch.bfloat16})
+_FORWARD = "medseg.ops.kernels.numba_norm"
+_BACKWARD = "medseg.ops.kernels.numba_norm_backward"
+_WITHOUT_GRADIENT = (
+    Kernel("instance norm (numba)", _FORWARD, "instance_norm", device="cpu", dtypes=_TYPES),
+)
+_WITH_GRADIENT = (
     Kernel(
-        "instance norm (numba)",
-        "medseg.ops.kernels.numba_norm",
-        "instance_norm",
+        "instance norm for training (numba)",
+        _FORWARD,
+        "instance_norm_with_moments",
         device="cpu",
-        dtypes=frozenset({torch.float32, torch.bfloat16}),
+        dtypes=_TYPES,
+    ),
+)
+_GRADIENT = (
+    Kernel(
+        "instance norm, backward (numba)",
+        _BACKWARD,
+        "instance_norm_backward",
+        device="cpu",
+        dtypes=_TYPES,
     ),
 )
 # below this, calling the kernel costs more than it saves
@@ -55,14 +73,21 @@ def instance_norm(
         eps: Added to the variance.
         negative_slope: Factor of negative results: 1 for no activation, 0 for ReLU.
         inplace: Whether the result may be written over ``x_bcs``. It then is where the kernel
-            runs, which is never the case where a gradient is needed.
+            runs and no gradient is needed.
 
     Returns:
         Of the shape, number type and memory format of ``x_bcs``, also under autocast.
     """
-    if _kernel_fits(x_bcs, weight_c, bias_c):
-        return run(_KERNELS, _plain, x_bcs, weight_c, bias_c, eps, negative_slope, inplace)
-    return _plain(x_bcs, weight_c, bias_c, eps, negative_slope, inplace)
+    tensors = [values for values in (x_bcs, weight_c, bias_c) if values is not None]
+    if not _kernel_fits(tensors):
+        return _plain(x_bcs, weight_c, bias_c, eps, negative_slope, inplace)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        if not is_taken(_WITH_GRADIENT, x_bcs):
+            return _plain(x_bcs, weight_c, bias_c, eps, negative_slope, inplace)
+        y_bcs: Tensor
+        y_bcs, _ = torch.ops.medseg.instance_norm(x_bcs, weight_c, bias_c, eps, negative_slope)
+        return y_bcs
+    return run(_WITHOUT_GRADIENT, _plain, x_bcs, weight_c, bias_c, eps, negative_slope, inplace)
 
 
 class InstanceNorm(nn.Module):
@@ -119,18 +144,165 @@ class InstanceNorm(nn.Module):
         )
 
 
-def _kernel_fits(x_bcs: Tensor, weight_c: Tensor | None, bias_c: Tensor | None) -> bool:
+# torch.library.custom_op would import the compiler at the first call: a second for nothing
+torch.library.define(
+    "medseg::instance_norm",
+    "(Tensor x_bcs, Tensor? weight_c, Tensor? bias_c, float eps, float negative_slope)"
+    " -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "medseg::instance_norm_backward",
+    "(Tensor x_bcs, Tensor dy_bcs, Tensor moments_b2c, Tensor? weight_c, Tensor? bias_c,"
+    " float negative_slope) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("medseg::instance_norm", "default")
+def _forward(
+    x_bcs: Tensor,
+    weight_c: Tensor | None,
+    bias_c: Tensor | None,
+    eps: float,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor]:
+    """The result, and each map's mean and inverse deviation ``(b, 2, c)``."""
+    return run(_WITH_GRADIENT, _plain_with_moments, x_bcs, weight_c, bias_c, eps, negative_slope)
+
+
+@torch.library.impl("medseg::instance_norm_backward", "default")
+def _backward(
+    x_bcs: Tensor,
+    dy_bcs: Tensor,
+    moments_b2c: Tensor,
+    weight_c: Tensor | None,
+    bias_c: Tensor | None,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; the last two in the type of the moments."""
+    return run(_GRADIENT, _gradients, x_bcs, dy_bcs, moments_b2c, weight_c, bias_c, negative_slope)
+
+
+@torch.library.register_fake("medseg::instance_norm")  # type: ignore[untyped-decorator]
+def _(
+    x_bcs: Tensor,
+    weight_c: Tensor | None,  # noqa: ARG001
+    bias_c: Tensor | None,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    negative_slope: float,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    shape = (x_bcs.shape[0], 2, x_bcs.shape[1])
+    return torch.empty_like(x_bcs), x_bcs.new_empty(shape, dtype=_wide(x_bcs))
+
+
+@torch.library.register_fake("medseg::instance_norm_backward")  # type: ignore[untyped-decorator]
+def _(
+    x_bcs: Tensor,
+    dy_bcs: Tensor,  # noqa: ARG001
+    moments_b2c: Tensor,
+    weight_c: Tensor | None,  # noqa: ARG001
+    bias_c: Tensor | None,  # noqa: ARG001
+    negative_slope: float,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias = (moments_b2c.new_empty(x_bcs.shape[1]) for _ in range(2))
+    return torch.empty_like(x_bcs), weight, bias
+
+
+def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+    x_bcs, weight_c, bias_c, ctx.eps, ctx.negative_slope = inputs
+    moments_b2c = output[1]
+    ctx.mark_non_differentiable(moments_b2c)
+    ctx.save_for_backward(x_bcs, moments_b2c, weight_c, bias_c)
+
+
+def _derivative(ctx: Any, dy_bcs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    x_bcs, moments_b2c, weight_c, bias_c = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        # the derivative is to be differentiated in its turn
+        moments_b2c = _moments(x_bcs, ctx.eps)
+        found = _gradients(x_bcs, dy_bcs, moments_b2c, weight_c, bias_c, ctx.negative_slope)
+    else:
+        found = torch.ops.medseg.instance_norm_backward(
+            x_bcs, dy_bcs, moments_b2c, weight_c, bias_c, ctx.negative_slope
+        )
+    dx_bcs, d_weight, d_bias = found
+    return (
+        dx_bcs,
+        None if weight_c is None else d_weight.to(weight_c.dtype),
+        None if bias_c is None else d_bias.to(bias_c.dtype),
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("medseg::instance_norm", _derivative, setup_context=_keep_input)
+
+
+def _kernel_fits(tensors: list[Tensor]) -> bool:
     # a compiler or a trace would miss what the kernel does
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or wants_plain(x_bcs):
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
-    tensors = [x_bcs, *(values for values in (weight_c, bias_c) if values is not None)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return False
+    x_bcs = tensors[0]
     return (
         all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and x_bcs.numel() >= _LEAST_NUMBERS
+        # before questions about memory, which have no answer under vmap
+        and not any(wants_plain(tensor) for tensor in tensors)
         and memory_format_of(x_bcs) != torch.contiguous_format
     )
+
+
+def _wide(x_bcs: Tensor) -> torch.dtype:
+    return torch.float64 if x_bcs.dtype == torch.float64 else torch.float32
+
+
+def _moments(x_bcs: Tensor, eps: float) -> Tensor:
+    """Mean and inverse deviation of each map ``(b, 2, c)``, float32 or better."""
+    maps_bcn = x_bcs.to(_wide(x_bcs)).flatten(2)
+    variance, mean = torch.var_mean(maps_bcn, dim=2, correction=0)
+    return torch.stack((mean, (variance + eps).rsqrt()), dim=1)
+
+
+def _plain_with_moments(
+    x_bcs: Tensor,
+    weight_c: Tensor | None,
+    bias_c: Tensor | None,
+    eps: float,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor]:
+    y_bcs = _plain(x_bcs, weight_c, bias_c, eps, negative_slope, inplace=False)
+    return y_bcs, _moments(x_bcs, eps)
+
+
+def _gradients(
+    x_bcs: Tensor,
+    dy_bcs: Tensor,
+    moments_b2c: Tensor,
+    weight_c: Tensor | None,
+    bias_c: Tensor | None,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain torch: gradients of input, weight and bias, of operations that have derivatives.
+
+    The gradient of an activation depends on the sign of what went into it, which is computed again.
+    """
+    over_maps = (len(x_bcs), -1, *[1] * (x_bcs.ndim - 2))
+    over_channels = (1, *over_maps[1:])
+    along = list(range(2, x_bcs.ndim))
+    wide = moments_b2c.dtype
+    mean, inverse = (values.reshape(over_maps) for values in moments_b2c.unbind(1))
+    normed = (x_bcs.to(wide) - mean) * inverse
+    weight = 1.0 if weight_c is None else weight_c.to(wide).reshape(over_channels)
+    bias = 0.0 if bias_c is None else bias_c.to(wide).reshape(over_channels)
+    passed = dy_bcs.to(wide)
+    if negative_slope != 1:
+        passed = torch.where(normed * weight + bias > 0, passed, passed * negative_slope)
+    products = passed * normed
+    d_normed = passed - passed.mean(along, keepdim=True)
+    dx_bcs = weight * inverse * (d_normed - normed * products.mean(along, keepdim=True))
+    others = [0, *along]
+    return dx_bcs.to(x_bcs.dtype), products.sum(others), passed.sum(others)
 
 
 def _plain(

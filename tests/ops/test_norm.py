@@ -1,12 +1,17 @@
 """Instance normalisation: PyTorch's as oracle, laws of the fused kernel, where which form runs."""
 
 import io
+import math
+from collections.abc import Callable
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from medseg.ops.kernels.dispatch import forced
 from medseg.ops.kernels.numba_norm import normalise, rows_of
@@ -155,18 +160,259 @@ def test_what_is_not_in_rows_of_channels_is_told_apart() -> None:
     assert rows_of(last[:, ::2]) is None
 
 
-def test_gradients_are_those_of_pytorch() -> None:
-    x = image((2, 8, 12, 12, 12)).requires_grad_()
-    module = InstanceNorm(8, negative_slope=0.01, inplace=True)
-    nn.init.normal_(module.weight)
+@st.composite
+def maps(draw: st.DrawFn) -> tuple[int, ...]:
+    """Shapes from where the kernel runs to some chunks above, in 2D and 3D."""
+    rank, batch = draw(st.sampled_from([2, 3])), draw(st.integers(1, 3))
+    channels = draw(st.sampled_from([2, 7, 8, 9, 31, 32, 33, 48, 72]))
+    extents = [draw(st.integers(1, 9)) for _ in range(rank - 1)]
+    rows = -(-8192 // (batch * channels * math.prod(extents)))
+    return (batch, channels, *extents, max(2, rows) + draw(st.integers(0, 40)))
+
+
+def laid_out(dy: Tensor, layout: str) -> Tensor:
+    """The same gradient as the operators around may hand it over."""
+    if layout == "contiguous":
+        return dy.contiguous()
+    last = dy.contiguous(memory_format=LAST[dy.ndim])
+    if layout == "slice":
+        return torch.cat((last, last, last), dim=1)[:, dy.shape[1] : 2 * dy.shape[1]]
+    return last
+
+
+@given(
+    shape=maps(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    slope=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    weights=st.sampled_from(["both", "weight", "bias", "none"]),
+    layout=st.sampled_from(["last", "contiguous", "slice"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_values_and_gradients_are_those_of_pytorch_in_float64(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    slope: float,
+    weights: str,
+    layout: str,
+    seed: int,
+) -> None:
+    """1e-4 of the largest in float32; in bfloat16, whose last digit is 2**-8, one rounding more."""
+    torch.manual_seed(seed)
+    x = image(shape, dtype).requires_grad_()
+    weight = torch.randn(shape[1], requires_grad=True) if weights in ("both", "weight") else None
+    bias = torch.randn(shape[1], requires_grad=True) if weights in ("both", "bias") else None
+    dy = laid_out(torch.randn(shape).to(dtype), layout)
+    leaves = [values for values in (x, weight, bias) if values is not None]
+    with forced("fast"):
+        y = instance_norm(x, weight, bias, negative_slope=slope)
+        found = torch.autograd.grad(y, leaves, dy)
+    assert is_kernels(y)
+    wanted_y = expected(x, weight, bias, slope)
+    # where the activation bends, the last digit decides which of its slopes counts
+    with torch.no_grad():
+        bend = expected(x, weight, bias, 1.0).abs() < 1e-4
+        mould = dy.double().masked_fill(bend, 0)
+    with forced("fast"):
+        again = instance_norm(x, weight, bias, negative_slope=slope)
+        found = torch.autograd.grad(again, leaves, laid_out(mould.to(dtype), layout))
+    wanted = torch.autograd.grad(wanted_y, leaves, mould)
+    share = 1e-4 if dtype == torch.float32 else 2**-8
+    pairs = [(y, wanted_y), *zip(found, wanted, strict=True)]
+    for (one, other), narrow in zip(pairs, [True, True, False, False], strict=False):
+        assert other.shape == one.shape
+        largest = max(1.0, float(other.detach().abs().max()))
+        bound = (share if narrow else 1e-4) * largest
+        torch.testing.assert_close(one.double(), other.double(), atol=bound, rtol=0)
+    assert y.dtype == found[0].dtype == dtype
+    assert found[0].is_contiguous(memory_format=LAST[x.ndim])
+
+
+def is_kernels(y: Tensor) -> bool:
+    return "medseg_instance_norm" in str(y.grad_fn)
+
+
+def test_gradients_in_bfloat16_are_the_float32_ones_rounded_once() -> None:
+    x, weight, bias = image((2, 40, 9, 8, 7), torch.bfloat16), torch.randn(40), torch.randn(40)
+    dy = torch.randn(x.shape).bfloat16().to(memory_format=torch.channels_last_3d)
+    found = []
+    for kind in (torch.bfloat16, torch.float32):
+        leaves = [x.to(kind).requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
+        with forced("fast"):
+            y = instance_norm(*leaves, negative_slope=0.01)
+            found.append(torch.autograd.grad(y, leaves, dy.to(kind)))
+    for low, single in zip(*found, strict=True):
+        assert torch.equal(low, single.to(low.dtype))
+
+
+def test_gradients_on_paper() -> None:
+    """Values 1 and 3, weight 4, bias 1: results -1.5 (that is -3 halved) and 5; gradients 2 and 1.
+
+    Behind the activation they are 1 and 1: what is the same everywhere moves no result, and the
+    weight, which multiplies -1 and 1, feels nothing. With the gradients 4 and 1, behind the
+    activation 2 and 1, the bias gets 3 and the weight -1 from each pair.
+    """
+    x = torch.tensor([1.0, 3.0]).repeat(4096).view(1, 1, 64, 128).repeat(1, 2, 1, 1)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    leaves = [x, torch.full((2,), 4.0, requires_grad=True), torch.ones(2, requires_grad=True)]
+    for path in ("fast", "torch"):
+        for pair, of_weight, of_bias in [((2.0, 1.0), 0, 2), ((4.0, 1.0), -1, 3)]:
+            dy = torch.tensor(pair).repeat(4096).view(1, 1, 64, 128).repeat(1, 2, 1, 1)
+            with forced(path):
+                y = instance_norm(*leaves, eps=0.0, negative_slope=0.5)
+                dx, dw, db = torch.autograd.grad(y, leaves, dy)
+            torch.testing.assert_close(dw, torch.full((2,), 4096.0 * of_weight))
+            torch.testing.assert_close(db, torch.full((2,), 4096.0 * of_bias))
+            # two values in each map are always 1 deviation from the mean
+            torch.testing.assert_close(dx, torch.zeros_like(dx), atol=1e-5, rtol=0)
+
+
+def test_several_threads_give_the_gradients_of_one() -> None:
+    x, before = image((2, 32, 24, 24, 24)).requires_grad_(), torch.get_num_threads()
+    weight, dy = torch.randn(32, requires_grad=True), torch.randn_like(x)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with forced("fast"):
+            y = instance_norm(x, weight, negative_slope=0.01)
+            found.append(torch.autograd.grad(y, [x, weight], dy))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_spoils_the_gradient_of_its_own_map_only(
+    number: float, dtype: torch.dtype
+) -> None:
+    x = image((2, 21, 20, 30), dtype)
+    x[1, 4, 3, 2] = number
+    x.requires_grad_()
+    with forced("fast"):
+        (dx,) = torch.autograd.grad(instance_norm(x, negative_slope=0.01).sum(), x)
+    spoilt = dx.isnan().flatten(2)
+    assert spoilt[1, 4].all()
+    assert spoilt.sum() == 600
+
+
+def test_a_map_of_one_value_has_finite_gradients() -> None:
+    x = torch.full((1, 32, 8, 8, 8), 7.5).contiguous(memory_format=torch.channels_last_3d)
+    x.requires_grad_()
+    dy = torch.randn_like(x)
+    with forced("fast"):
+        y = instance_norm(x, bias_c=torch.ones(32))
+        (dx,) = torch.autograd.grad(y, x, dy)
+    assert is_kernels(y)
+    wanted = (dy - dy.mean((2, 3, 4), keepdim=True)) / 1e-5**0.5
+    torch.testing.assert_close(dx, wanted, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
+def test_gradcheck_of_first_and_second_derivatives(slope: float) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(2, 3, 3, 2, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
+
+    def by_operator(*leaves: Tensor) -> Tensor:
+        result: Tensor = torch.ops.medseg.instance_norm(*leaves, 1e-5, slope)[0]
+        return result
+
+    forms: list[Callable[..., Tensor]] = [
+        lambda *leaves: instance_norm(*leaves, negative_slope=slope),
+        by_operator,
+    ]
+    for form in forms:
+        assert torch.autograd.gradcheck(form, (x, weight, bias))
+        assert torch.autograd.gradgradcheck(form, (x, weight, bias))
+
+
+def test_the_kernels_derivative_can_be_differentiated() -> None:
+    torch.manual_seed(4)
+    x = image((1, 16, 8, 8, 8)).requires_grad_()
+    weight, bias = torch.randn(16, requires_grad=True), torch.randn(16, requires_grad=True)
     mould = torch.randn_like(x)
-    found = torch.autograd.grad((module(x) * mould).sum(), [x, module.weight, module.bias])
-    wanted = torch.autograd.grad(
-        (expected(x, module.weight, module.bias, 0.01) * mould).sum(),
-        [x, module.weight, module.bias],
+
+    def penalty(y: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x, weight, bias]
+        first = torch.autograd.grad((y * mould).sum(), leaves, create_graph=True)
+        loss = torch.stack([d.square().sum() for d in first]).sum()
+        return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+    with forced("fast"):
+        y = instance_norm(x, weight, bias, negative_slope=0.3)
+        assert is_kernels(y)
+        found = penalty(y)
+    for one, other in zip(found, penalty(expected(x, weight, bias, 0.3)), strict=True):
+        largest = float(other.abs().max())
+        torch.testing.assert_close(one, other, atol=1e-4 * largest, rtol=1e-3)
+
+
+# dynamo reads .grad of every tensor and silences the warning itself, too late for "error"
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("affine", [True, False])
+def test_torch_finds_nothing_wrong_with_the_operators(affine: bool) -> None:
+    x = image((2, 8, 6, 5)).requires_grad_()
+    weights = [torch.randn(8, requires_grad=True) for _ in range(2)] if affine else [None, None]
+    torch.library.opcheck(torch.ops.medseg.instance_norm.default, (x, *weights, 1e-5, 0.01))
+    bare = [None if values is None else values.detach() for values in weights]
+    moments = torch.ops.medseg.instance_norm(x.detach(), *bare, 1e-5, 0.01)[1]
+    torch.library.opcheck(
+        torch.ops.medseg.instance_norm_backward.default,
+        (x.detach(), torch.randn(x.shape), moments, *bare, 0.01),
+        test_utils=("test_schema", "test_faketensor"),
     )
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)
+
+
+def test_training_under_autocast_and_checkpoints_uses_the_kernel() -> None:
+    norm = InstanceNorm(16, negative_slope=0.01, inplace=True)
+    x = image((1, 16, 12, 12, 12), torch.bfloat16).requires_grad_()
+    gradients = []
+    for repeated in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = checkpoint(norm, x, use_reentrant=False) if repeated else norm(x)
+        assert y.dtype == torch.bfloat16
+        assert is_kernels(y)
+        leaves = [x, *norm.parameters()]
+        gradients.append(torch.autograd.grad(y.float().square().sum(), leaves))
+    for one, other, leaf in zip(*gradients, leaves, strict=True):
+        assert one.dtype == leaf.dtype
+        assert torch.equal(one, other)
+
+
+def test_weights_in_bfloat16_get_gradients_in_bfloat16() -> None:
+    norm = InstanceNorm(16).bfloat16()
+    y = norm(image((1, 16, 12, 12, 12), torch.bfloat16))
+    assert is_kernels(y)
+    y.sum().backward()
+    assert norm.weight is not None
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.dtype == torch.bfloat16
+
+
+# torch's own use of what it has given up, at the import of its derivative rules
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_training_takes_the_plain_form_where_the_kernel_does_not_fit() -> None:
+    def kernels(x: Tensor, *weights: Tensor) -> bool:
+        return is_kernels(instance_norm(x.requires_grad_(), *weights))
+
+    assert kernels(image((1, 16, 16, 16, 16)))
+    assert not kernels(torch.randn(1, 16, 16, 16, 16))
+    assert not kernels(image((1, 16, 4, 4, 4)))
+    assert not kernels(image((1, 16, 16, 16, 16), torch.float64))
+    assert not kernels(image((1, 16, 16, 16, 16), torch.float16))
+    with forced("torch"):
+        assert not kernels(image((1, 16, 16, 16, 16)))
+    x, weight = image((1, 16, 16, 16, 16)), torch.ones(16)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight, torch.ones(16))
+        y = instance_norm(x.requires_grad_(), dual)
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, expected(x, None, None, 1.0).float(), atol=1e-4, rtol=0)
+    (gradient,) = torch.autograd.grad(instance_norm(x, weight).square().sum(), x)
+    mapped = torch.func.grad(lambda t: instance_norm(t, weight).square().sum())(x.detach())
+    torch.testing.assert_close(mapped, gradient, atol=1e-3, rtol=0)
 
 
 def test_contiguous_small_and_wide_tensors_take_the_plain_form() -> None:

@@ -22,17 +22,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Concatenate, Literal, ParamSpec, cast
+from typing import Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from medseg.errors import ConfigError, one_of
 
-__all__ = ["Kernel", "Path", "forced", "run", "wants_plain"]
+__all__ = ["Kernel", "Path", "forced", "is_taken", "run", "wants_plain"]
 
 Path = Literal["auto", "fast", "torch", "triton"]
 P = ParamSpec("P")
+R = TypeVar("R")
 
 _PATHS = ("auto", "fast", "torch", "triton")
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -74,11 +75,11 @@ class Kernel:
 
 def run(
     kernels: Sequence[Kernel],
-    plain: Callable[Concatenate[Tensor, P], Tensor],
+    plain: Callable[Concatenate[Tensor, P], R],
     x: Tensor,
     *args: P.args,
     **kwargs: P.kwargs,
-) -> Tensor:
+) -> R:
     """Apply the first kernel that takes ``x``, or the plain form if none does.
 
     Args:
@@ -90,7 +91,7 @@ def run(
         **kwargs: The rest by name.
 
     Returns:
-        A new tensor.
+        What the operator gives: a new tensor, or several.
 
     Warns:
         RuntimeWarning: Once per kernel that fails where the plain form does not.
@@ -102,7 +103,7 @@ def run(
             continue
         try:
             fast = cast(
-                Callable[Concatenate[Tensor, P], Tensor], _loaded(kernel.module, kernel.function)
+                Callable[Concatenate[Tensor, P], R], _loaded(kernel.module, kernel.function)
             )
             return fast(x, *args, **kwargs)
         except torch.OutOfMemoryError:
@@ -115,6 +116,18 @@ def run(
             _give_up(kernel, problem)
             return result
     return plain(x, *args, **kwargs)
+
+
+def is_taken(kernels: Sequence[Kernel], x: Tensor) -> bool:
+    """Whether :func:`run` would try a kernel rather than the plain form.
+
+    Args:
+        kernels: As there.
+        x: As there.
+    """
+    return _path != "torch" and any(
+        kernel.takes(x) and kernel.name not in _given_up for kernel in kernels
+    )
 
 
 @contextmanager
@@ -162,8 +175,8 @@ def wants_plain(x: Tensor) -> bool:
 
 
 @cache
-def _loaded(module: str, function: str) -> Callable[..., Tensor]:
-    return cast(Callable[..., Tensor], getattr(importlib.import_module(module), function))
+def _loaded(module: str, function: str) -> Callable[..., object]:
+    return cast(Callable[..., object], getattr(importlib.import_module(module), function))
 
 
 def _give_up(kernel: Kernel, problem: Exception) -> None:

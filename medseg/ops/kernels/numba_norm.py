@@ -1,9 +1,9 @@
 """Normalisation of every channel of every image on a CPU, with the activation in the same pass.
 
 For tensors whose channels lie side by side. One pass takes the sums, a second one writes; vectors
-run along the channels, so that sums stay in registers while the positions go by. Numbers in
-bfloat16 are widened as they are read and rounded to the nearest (even) as they are written; in
-between everything is float32, and what chunks of a few hundred positions gave is joined in float64.
+run along the channels, so that sums stay in registers while the positions go by. Whatever is in
+memory, everything is float32 in between, and what chunks of a few hundred positions gave is joined
+in float64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -21,12 +20,18 @@ from torch import Tensor
 
 from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.layout import advise_huge_pages
+from medseg.ops.kernels.vectors import FEW, MANY, Vectors
 from medseg.ops.kernels.workers import in_slabs
 
-__all__ = ["instance_norm", "normalise", "rows_of"]
+__all__ = [
+    "chunks_of",
+    "instance_norm",
+    "instance_norm_with_moments",
+    "normalise",
+    "numbers",
+    "rows_of",
+]
 
-# channels at a time; the widest vector is several registers, whose sums do not wait for each other
-_MANY, _FEW = 32, 8
 # numbers that are read together: they stay in the nearest cache, and float32 can hold their sums
 _CHUNK = 8192
 _LEAST_ROWS = 16
@@ -99,6 +104,31 @@ def instance_norm(
     return normalise(x_bcs, weight_c, bias_c, eps, negative_slope, y_bcs)
 
 
+def instance_norm_with_moments(
+    x_bcs: Tensor,
+    weight_c: Tensor | None,
+    bias_c: Tensor | None,
+    eps: float,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor]:
+    """What the backward pass needs besides.
+
+    Args:
+        x_bcs: float32 or bfloat16 on the CPU, channels-last.
+        weight_c: As :func:`medseg.ops.norm.instance_norm` has it.
+        bias_c: As there.
+        eps: As there.
+        negative_slope: As there.
+
+    Returns:
+        The result, and float32 ``(b, 2, c)``: each map's mean and inverse deviation.
+    """
+    y_bcs = advise_huge_pages(torch.empty_like(x_bcs))
+    moments_b2c = torch.empty(len(x_bcs), 2, x_bcs.shape[1], dtype=torch.float32)
+    normalise(x_bcs, weight_c, bias_c, eps, negative_slope, y_bcs, moments_b2c)
+    return y_bcs, moments_b2c
+
+
 def normalise(
     x_bcs: Tensor,
     weight_c: Tensor | None,
@@ -106,6 +136,7 @@ def normalise(
     eps: float,
     slope: float,
     y_bcs: Tensor,
+    moments_b2c: Tensor | None = None,
 ) -> Tensor:
     """Write the normalised, activated ``x_bcs`` into ``y_bcs``.
 
@@ -117,6 +148,7 @@ def normalise(
         slope: Factor of negative results; 1 is no activation.
         y_bcs: As ``x_bcs``, of the same number type; may be the same tensor, or a slice of the
             channels of another.
+        moments_b2c: Where each map's mean and inverse deviation go, float32, if anywhere.
 
     Returns:
         ``y_bcs``.
@@ -127,8 +159,7 @@ def normalise(
     images, rows, channels = x_rows.images, x_rows.rows, x_rows.channels
     half = True if x_bcs.dtype == torch.bfloat16 else None
     size = x_bcs.element_size()
-    chunk = max(_LEAST_ROWS, _CHUNK // channels)
-    chunks = -(-rows // chunk)
+    chunks, chunk = chunks_of(x_rows)
     sums = np.empty((images * chunks, 3, channels), dtype=np.float32)
     x_at = x_bcs.data_ptr(), x_rows.image_step * size, x_rows.row_step * size
     y_at = y_bcs.data_ptr(), y_rows.image_step * size, y_rows.row_step * size
@@ -138,7 +169,14 @@ def normalise(
         _sum_chunks(x_at, walk, sums.ctypes.data, half, first, last)
 
     in_slabs(sum_slab, images * chunks, x_bcs.numel())
-    factors = _factors(sums.reshape(images, chunks, 3, channels), walk, weight_c, bias_c, eps)
+    moments = _moments(sums.reshape(images, chunks, 3, channels), walk, eps)
+    factors = np.empty((images, 3, channels), dtype=np.float32)
+    with np.errstate(all="ignore"):
+        if moments_b2c is not None:
+            moments_b2c.numpy()[...] = moments
+        factors[:, 0] = moments[:, 0]
+        factors[:, 1] = numbers(weight_c, 1.0) * moments[:, 1]
+        factors[:, 2] = numbers(bias_c, 0.0)
     number = np.float32(slope)
 
     def write_slab(first: int, last: int) -> None:
@@ -148,14 +186,29 @@ def normalise(
     return y_bcs
 
 
-def _factors(
-    sums: npt.NDArray[np.float32],
-    walk: tuple[int, int, int, int],
-    weight_c: Tensor | None,
-    bias_c: Tensor | None,
-    eps: float,
-) -> npt.NDArray[np.float32]:
-    """Mean, factor and bias ``(images, 3, channels)`` of what each chunk summed.
+def chunks_of(rows: Rows) -> tuple[int, int]:
+    """Number of chunks of an image, and positions in each but the last."""
+    chunk = max(_LEAST_ROWS, _CHUNK // rows.channels)
+    return -(-rows.rows // chunk), chunk
+
+
+def numbers(values_c: Tensor | None, absent: float) -> npt.NDArray[np.float64] | float:
+    """Weights as float64, or what stands for them.
+
+    Args:
+        values_c: On the CPU, of any type; or None.
+        absent: Given for None.
+    """
+    if values_c is None:
+        return absent
+    array: npt.NDArray[np.float64] = values_c.detach().double().numpy()
+    return array
+
+
+def _moments(
+    sums: npt.NDArray[np.float32], walk: tuple[int, int, int, int], eps: float
+) -> npt.NDArray[np.float64]:
+    """Mean and inverse deviation ``(images, 2, channels)`` of what each chunk summed.
 
     The deviations from a pivot within chunks, and of the chunks' means from the whole mean (Chan,
     Golub and LeVeque, 1979), so that a large mean costs no digits of the variance.
@@ -164,83 +217,17 @@ def _factors(
     counts = np.full((chunks, 1), chunk, dtype=np.float64)
     counts[-1] = rows - chunk * (chunks - 1)
     pivots, firsts, squares = (sums[:, :, n].astype(np.float64) for n in range(3))
-    factors = np.empty((len(sums), 3, channels), dtype=np.float32)
+    moments = np.empty((len(sums), 2, channels))
     # a map with infinities becomes NaN, as it should, without a word
     with np.errstate(all="ignore"):
         means = firsts / counts
         inner = squares - firsts * means
         means += pivots
-        mean = (counts * means).sum(axis=1) / rows
-        outer = counts * (means - mean[:, None]) ** 2
+        moments[:, 0] = (counts * means).sum(axis=1) / rows
+        outer = counts * (means - moments[:, :1]) ** 2
         variance = np.maximum((inner + outer).sum(axis=1) / rows, 0)
-        factors[:, 0] = mean
-        factors[:, 1] = _numbers(weight_c, 1.0) / np.sqrt(variance + eps)
-    factors[:, 2] = _numbers(bias_c, 0.0)
-    return factors
-
-
-def _numbers(values_c: Tensor | None, absent: float) -> npt.NDArray[np.float64] | float:
-    if values_c is None:
-        return absent
-    numbers: npt.NDArray[np.float64] = values_c.detach().double().numpy()
-    return numbers
-
-
-class _Vectors:
-    """``lanes`` neighbouring channels as vectors of float32, whatever their type in memory."""
-
-    def __init__(self, builder: Untyped, *, half: bool, lanes: int) -> None:
-        self._builder = builder
-        self._half = half
-        self._lanes = lanes
-        self.single = ir.VectorType(ir.FloatType(), lanes)
-        self._whole = ir.VectorType(ir.IntType(32), lanes)
-        self._short = ir.VectorType(ir.IntType(16), lanes)
-
-    def constant(self, number: float) -> Untyped:
-        return ir.Constant(self.single, [number] * self._lanes)
-
-    def spread(self, number: Untyped) -> Untyped:
-        """The same number in every lane."""
-        nothing = ir.Constant(self.single, ir.Undefined)
-        first = ir.Constant(ir.IntType(32), 0)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self._lanes), [0] * self._lanes)
-        single = self._builder.insert_element(nothing, number, first)
-        return self._builder.shuffle_vector(single, single, zeros)
-
-    def read_single(self, address: Untyped) -> Untyped:
-        pointer = self._builder.inttoptr(address, self.single.as_pointer())
-        return self._builder.load(pointer, align=4)
-
-    def write_single(self, vector: Untyped, address: Untyped) -> None:
-        pointer = self._builder.inttoptr(address, self.single.as_pointer())
-        self._builder.store(vector, pointer, align=4)
-
-    def read(self, address: Untyped) -> Untyped:
-        if not self._half:
-            return self.read_single(address)
-        builder = self._builder
-        bits = builder.load(builder.inttoptr(address, self._short.as_pointer()), align=2)
-        high = builder.shl(builder.zext(bits, self._whole), self._bits(16))
-        return builder.bitcast(high, self.single)
-
-    def write(self, vector: Untyped, address: Untyped) -> None:
-        if not self._half:
-            self.write_single(vector, address)
-            return
-        builder = self._builder
-        bits = builder.bitcast(vector, self._whole)
-        odd = builder.and_(builder.lshr(bits, self._bits(16)), self._bits(1))
-        rounded = builder.add(bits, builder.add(odd, self._bits(0x7FFF)))
-        # a number that is none must not be rounded into infinity or zero
-        kept = builder.or_(bits, self._bits(0x400000))
-        lost = builder.fcmp_unordered("uno", vector, vector)
-        chosen = builder.lshr(builder.select(lost, kept, rounded), self._bits(16))
-        pointer = builder.inttoptr(address, self._short.as_pointer())
-        builder.store(builder.trunc(chosen, self._short), pointer, align=2)
-
-    def _bits(self, number: int) -> Untyped:
-        return ir.Constant(self._whole, [number] * self._lanes)
+        moments[:, 1] = 1 / np.sqrt(variance + eps)
+    return moments
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -265,7 +252,7 @@ def _sum_rows(
         values: Untyped,
     ) -> Untyped:
         start, stride, count, end, apart = values[:5]
-        vectors = _Vectors(builder, half=is_half, lanes=width)
+        vectors = Vectors(builder, half=is_half, lanes=width)
         pivot = vectors.read(start)
         totals = [cgutils.alloca_once_value(builder, vectors.constant(0.0)) for _ in range(2)]
         with cgutils.for_range(builder, count) as loop:
@@ -306,7 +293,7 @@ def _write_rows(
         values: Untyped,
     ) -> Untyped:
         pair, stride_pair, count, first, apart, number = values[:6]
-        vectors = _Vectors(builder, half=is_half, lanes=width)
+        vectors = Vectors(builder, half=is_half, lanes=width)
         starts = [builder.extract_value(pair, side) for side in range(2)]
         strides = [builder.extract_value(stride_pair, side) for side in range(2)]
         parts = []
@@ -344,12 +331,12 @@ def _sum_chunks(
         source = start + turn // chunks * image_step + row * row_step
         target = sums + turn * 3 * gap
         n = 0
-        while n + _MANY <= channels:
-            _sum_rows(source + n * size, row_step, count, target + n * 4, gap, half, _MANY)
-            n += _MANY
-        while n + _FEW <= channels:
-            _sum_rows(source + n * size, row_step, count, target + n * 4, gap, half, _FEW)
-            n += _FEW
+        while n + MANY <= channels:
+            _sum_rows(source + n * size, row_step, count, target + n * 4, gap, half, MANY)
+            n += MANY
+        while n + FEW <= channels:
+            _sum_rows(source + n * size, row_step, count, target + n * 4, gap, half, FEW)
+            n += FEW
         while n < channels:
             _sum_rows(source + n * size, row_step, count, target + n * 4, gap, half, 1)
             n += 1
@@ -377,14 +364,14 @@ def _write_chunks(
         y = y_at[0] + image * y_at[1] + row * y_at[2]
         own = factors + image * 3 * gap
         n = 0
-        while n + _MANY <= channels:
+        while n + MANY <= channels:
             at, by = (x + n * size, y + n * size), own + n * 4
-            _write_rows(at, steps, count, by, gap, slope, half, _MANY)
-            n += _MANY
-        while n + _FEW <= channels:
+            _write_rows(at, steps, count, by, gap, slope, half, MANY)
+            n += MANY
+        while n + FEW <= channels:
             at, by = (x + n * size, y + n * size), own + n * 4
-            _write_rows(at, steps, count, by, gap, slope, half, _FEW)
-            n += _FEW
+            _write_rows(at, steps, count, by, gap, slope, half, FEW)
+            n += FEW
         while n < channels:
             at, by = (x + n * size, y + n * size), own + n * 4
             _write_rows(at, steps, count, by, gap, slope, half, 1)

@@ -1,0 +1,311 @@
+"""Instance norm with leaky ReLU of channels-last maps beside PyTorch's, and what neU-Net gains.
+
+First the operation: forward, and forward with backward, beside PyTorch's instance_norm and beside
+group_norm with one group per channel, each with leaky_relu after it. Then one training step of the
+network of configs/neunet_hippocampus.yaml on a batch of its patches, in float32 with the optimiser,
+beside the same network with PyTorch's modules, in either layout. All sides get the same numbers in
+the same number of threads and must agree before anything is timed. The repetitions go round: every
+side once, then all again; printed is the median.
+
+    python -m benchmarks.instance_norm [--repeats N] [--threads N] [--only operation|network]
+
+Exits with 1 if the sides disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.models.table import build_volume_network
+from medseg.ops.norm import InstanceNorm, instance_norm
+from medseg.training.engine import build_optimizer
+from medseg.training.losses import build_loss
+from medseg.training.precision import Numerics
+from medseg.training.settings import RunSettings, load_settings
+from pipelines.shipped import find_config
+from pipelines.tables import print_table
+
+CONFIG = "neunet_hippocampus"
+SHAPES = [(1, 32, 64, 96, 96), (1, 128, 16, 24, 24)]
+SLOPE = 0.01
+# largest difference over the largest number; the weights' gradients are sums over all positions
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+# results so near zero get no gradient
+NEAR_ZERO = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+
+Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+# one repetition, giving what must agree
+Work = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``ratio`` is this side's time over that of the first."""
+
+    case: str
+    number_type: str
+    work: str
+    side: str
+    milliseconds: float
+    ratio: float
+    difference: float
+
+
+def by_group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One group per channel."""
+    return F.leaky_relu(F.group_norm(x, x.shape[1], weight, bias), SLOPE, inplace=True)
+
+
+def by_instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """PyTorch's own."""
+    return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias), SLOPE, inplace=True)
+
+
+SIDES: dict[str, Norm] = {
+    "medseg": partial(instance_norm, negative_slope=SLOPE),
+    "group_norm + leaky_relu": by_group_norm,
+    "instance_norm + leaky_relu": by_instance_norm,
+}
+
+
+def forward(norm: Norm, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """The result, without gradient."""
+    with torch.no_grad():
+        return [norm(x, weight, bias)]
+
+
+def both(norm: Norm, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> list[Tensor]:
+    """Gradients of input, weight and bias."""
+    leaves = [values.detach().requires_grad_() for values in (x, weight, bias)]
+    return list(torch.autograd.grad(norm(*leaves), leaves, dy))
+
+
+def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference over the largest number, of the worst pair of tensors."""
+    return max(
+        float((one.double() - other.double()).abs().max() / other.double().abs().max())
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def measure(
+    case: str,
+    dtype: torch.dtype,
+    work: str,
+    sides: Mapping[str, Work],
+    repeats: int,
+    agreement: Mapping[str, Work] | None = None,
+) -> list[Row]:
+    """Check that the sides agree, then time them in turns.
+
+    Args:
+        case: For the table.
+        dtype: Number type of the maps.
+        work: For the table.
+        sides: One repetition of each.
+        repeats: Repetitions timed; one more warms up.
+        agreement: What must agree if that is not what is timed.
+
+    Raises:
+        ArithmeticError: If a side disagrees by more than the tolerance.
+    """
+    kind = str(dtype).removeprefix("torch.")
+    answers = {name: run() for name, run in (agreement or sides).items()}
+    first, *_ = answers
+    differences = {name: apart(found, answers[first]) for name, found in answers.items()}
+    del answers
+    for name, difference in differences.items():
+        if not difference <= TOLERANCES[dtype]:
+            raise ArithmeticError(f"{case}, {kind}, {work}: {name} differs by {difference:.1e}")
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, run in sides.items():
+            begun = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - begun
+            if turn:
+                times[name].append(elapsed)
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    return [
+        Row(case, kind, work, name, value, value / medians[first], differences[name])
+        for name, value in medians.items()
+    ]
+
+
+def operation(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[Row]:
+    """Both works of one shape and number type; weights are float32, as autocast leaves them.
+
+    Raises:
+        ArithmeticError: If a side disagrees.
+    """
+    noise = torch.Generator().manual_seed(0)
+    x, dy = (
+        torch.randn(shape, generator=noise).to(dtype).to(memory_format=torch.channels_last_3d)
+        for _ in range(2)
+    )
+    weight, bias = 1 + 0.2 * torch.randn(2, shape[1], generator=noise)
+    # where the activation bends, a last digit decides which of its slopes counts
+    normed = F.group_norm(x.double(), shape[1], weight.double(), bias.double())
+    dy[normed.abs() < NEAR_ZERO[dtype]] = 0
+    del normed
+    case = f"{shape[1]} channels, {'x'.join(str(extent) for extent in shape[2:])}"
+    forwards: dict[str, Work] = {
+        name: partial(forward, norm, x, weight, bias) for name, norm in SIDES.items()
+    }
+    backwards: dict[str, Work] = {
+        name: partial(both, norm, x, weight, bias, dy) for name, norm in SIDES.items()
+    }
+    return [
+        *measure(case, dtype, "forward", forwards, repeats),
+        *measure(case, dtype, "forward and backward", backwards, repeats),
+    ]
+
+
+def with_modules(network: nn.Module, kind: str) -> nn.Module:
+    """A copy with PyTorch's normalisation and activation; weights in the same order."""
+    changed = copy.deepcopy(network)
+    for parent in list(changed.modules()):
+        for name, own in list(parent.named_children()):
+            if not isinstance(own, InstanceNorm):
+                continue
+            channels, eps = own.num_features, own.eps
+            norm = (
+                nn.GroupNorm(channels, channels, eps)
+                if kind == "GroupNorm"
+                else nn.InstanceNorm3d(channels, eps, affine=True)
+            )
+            norm.load_state_dict(own.state_dict())
+            activation = nn.LeakyReLU(own.negative_slope, inplace=True)
+            setattr(parent, name, nn.Sequential(norm, activation))
+    return changed
+
+
+def training_step(
+    network: nn.Module, settings: RunSettings, numerics: Numerics
+) -> tuple[Work, Work]:
+    """Forward and backward pass giving the gradients, and a whole step."""
+    training = settings.training
+    numerics.arrange_network(network.train())
+    loss = build_loss(
+        network.head_strides,  # type: ignore[arg-type]
+        network.deep_supervision_weights,  # type: ignore[arg-type]
+        dice_weight=training.dice_weight,
+        cross_entropy_weight=training.cross_entropy_weight,
+    )
+    optimizer = build_optimizer(network, training)
+    noise = torch.Generator().manual_seed(1)
+    channels = len(settings.inputs.channels)
+    shape = (training.batch_size, channels, *training.patch_ijk)
+    x = numerics.arrange(torch.randn(shape, generator=noise))
+    classes = 1 + len(settings.scheme().values)
+    target = torch.randint(classes, (shape[0], 1, *shape[2:]), generator=noise)
+
+    def gradients() -> list[Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        loss(network(x), target).backward()
+        return [weight.grad.flatten() for weight in network.parameters() if weight.grad is not None]
+
+    def joined() -> list[Tensor]:
+        # all in one: a bias before a normalisation has a gradient of mere rounding
+        return [torch.cat(gradients())]
+
+    def step() -> list[Tensor]:
+        found = gradients()
+        optimizer.step()
+        return found
+
+    return joined, step
+
+
+def training_steps(repeats: int) -> list[Row]:
+    """The network of the configuration, its norms ours and PyTorch's.
+
+    Raises:
+        ArithmeticError: If gradients disagree.
+    """
+    settings = load_settings(find_config(CONFIG))
+    torch.manual_seed(0)
+    classes = 1 + len(settings.scheme().values)
+    channels = {"in_channels": len(settings.inputs.channels), "out_channels": classes}
+    choice = settings.network.model_copy(
+        update={"settings": {**settings.network.settings, **channels}}
+    )
+    network = build_volume_network(choice, settings.inputs)
+    sides = {
+        f"{name}, {'channels last' if channels_last else 'contiguous'}": training_step(
+            copy.deepcopy(network) if kind is None else with_modules(network, kind),
+            settings,
+            Numerics("fp32", channels_last),
+        )
+        for name, kind in (
+            ("medseg", None),
+            ("GroupNorm + LeakyReLU", "GroupNorm"),
+            ("InstanceNorm3d + LeakyReLU", "InstanceNorm3d"),
+        )
+        for channels_last in (True, False)
+    }
+    batch, patch = settings.training.batch_size, settings.training.patch_ijk
+    return measure(
+        f"{CONFIG}, {batch} of {'x'.join(str(extent) for extent in patch)}",
+        torch.float32,
+        "training step",
+        {name: step for name, (_, step) in sides.items()},
+        repeats,
+        agreement={name: gradients for name, (gradients, _) in sides.items()},
+    )
+
+
+def main() -> None:
+    """Parse the arguments, check, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=("operation", "network"), help="one part")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[Row] = []
+    try:
+        if arguments.only != "network":
+            for shape in SHAPES:
+                for dtype in TOLERANCES:
+                    rows += operation(shape, dtype, arguments.repeats)
+        if arguments.only != "operation":
+            rows += training_steps(arguments.repeats)
+    except ArithmeticError as error:
+        sys.exit(str(error))
+    print_table(
+        ["case", "type", "work", "side", "ms", "ratio to first", "largest difference"],
+        [
+            [
+                row.case if row.ratio == 1 else "",
+                row.number_type if row.ratio == 1 else "",
+                row.work if row.ratio == 1 else "",
+                row.side,
+                f"{row.milliseconds:.2f}",
+                f"{row.ratio:.2f}",
+                f"{row.difference:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+    print(f"maps channels last, {arguments.threads} threads, median of {arguments.repeats}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
