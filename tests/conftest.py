@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -10,6 +11,12 @@ if not torch.cuda.is_available():
     # Triton reads this when it is imported and when a kernel is defined: kernels then run on CPU
     # tensors. Any test that compiles something imports Triton, so it is said before them all.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# How long an example takes says how busy the machine is, not whether a law holds.
+hypothesis.settings.register_profile(
+    "medseg", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("medseg")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
