@@ -28,3 +28,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared/data beside the checkout, which is absent here")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes that share the tests must know them by the same names."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            message = "its name holds a place in memory, another one in every process: give ids"
+            raise pytest.UsageError(f"{item.nodeid}: {message}")
