@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,6 +12,11 @@ if not torch.cuda.is_available():
     # Triton reads this when it is imported and when a kernel is defined: kernels then run on CPU
     # tensors. Any test that compiles something imports Triton, so it is said before them all.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Triton and the software renderer under a viewer's window each bring an LLVM. Loaded after the
+# renderer's, Triton's crashes the process; which tests come first is not ours to say.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 # How long an example takes says how busy the machine is, not whether a law holds.
 hypothesis.settings.register_profile(
