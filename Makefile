@@ -9,7 +9,13 @@ GUI_PACKAGES := xvfb xauth libgl1 libgl1-mesa-dri libegl1 libxkbcommon-x11-0 lib
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 \
 	libdbus-1-3 libfontconfig1
 
-.PHONY: setup demo test check format wheel-demo system-packages clean
+# one process of tests per core, at most 8; `make test TESTS=tests/io WORKERS=0` runs one folder in one
+WORKERS ?= logical
+TESTS ?=
+PYTEST := OMP_NUM_THREADS=1 xvfb-run -a -s "-screen 0 1280x1024x24" $(BIN)/python -m pytest \
+	--numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+
+.PHONY: setup demo test coverage check format wheel-demo system-packages clean
 
 setup: $(STAMP)
 
@@ -24,11 +30,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/medseg demo --out demo-out
 
-# Everything that CI checks: format, lint, types, import contracts, tests with the viewer tests on a
-# virtual screen, then the wheel in an empty environment.
+# Format, lint, types, import contracts, then every test, the viewer tests on a virtual screen.
 test: setup system-packages check
-	xvfb-run -a -s "-screen 0 1280x1024x24" \
-		$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PYTEST) $(TESTS)
+
+# The same tests, and which lines and branches they reach. Apart from `test`, because watching every
+# line costs much time and proves nothing more.
+coverage: setup system-packages
+	$(PYTEST) --cov --cov-report=term:skip-covered $(TESTS)
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -40,13 +49,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Builds the wheel, installs it into an empty environment and runs the demo from there.
+# Builds the wheel, installs it into an environment that holds only what its metadata names, and
+# runs the demo from there. The named packages are links to those that `setup` has installed.
 wheel-demo: setup
 	rm -rf dist .venv-wheel
 	$(BIN)/python -m build --quiet --wheel --outdir dist
-	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --upgrade pip
-	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(BIN)/python -m venv .venv-wheel
+	$(BIN)/python .ci/fill_environment.py dist/*.whl .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --no-index --no-deps dist/*.whl
+	.venv-wheel/bin/python -m pip check
 	cd dist && ../.venv-wheel/bin/medseg demo --out demo-out
 	rm -rf .venv-wheel
 

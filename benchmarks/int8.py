@@ -46,6 +46,7 @@ QUICK = Job(
     filters=(8, 16, 16, 16),
     training_steps=20,
     training_crop=(16, 16, 16),
+    training_dtype=torch.float32,
 )
 """Seconds in all; says nothing of speed."""
 

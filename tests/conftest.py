@@ -1,8 +1,10 @@
 """Fixtures that several test folders share."""
 
+import contextlib
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -10,6 +12,17 @@ if not torch.cuda.is_available():
     # Triton reads this when it is imported and when a kernel is defined: kernels then run on CPU
     # tensors. Any test that compiles something imports Triton, so it is said before them all.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Triton and the software renderer under a viewer's window each bring an LLVM. Loaded after the
+# renderer's, Triton's crashes the process; which tests come first is not ours to say.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
+
+# How long an example takes says how busy the machine is, not whether a law holds.
+hypothesis.settings.register_profile(
+    "medseg", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("medseg")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,3 +34,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared/data beside the checkout, which is absent here")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes that share the tests must know them by the same names."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            message = "its name holds a place in memory, another one in every process: give ids"
+            raise pytest.UsageError(f"{item.nodeid}: {message}")

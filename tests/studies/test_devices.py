@@ -14,6 +14,7 @@ import pytest
 
 from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
+from medseg.studies import devices
 from medseg.studies.devices import run_on_devices
 from tests.studies.device_workers import (
     build,
@@ -25,6 +26,11 @@ from tests.studies.device_workers import (
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+# A busy machine may be slow to end a process. What does not end by itself works for a minute, and
+# in the tests that measure, nobody is killed before ten minutes are over.
+PROMPTLY_S = 30
+PATIENCE_S = 600
 
 
 class Recorder(Silent):
@@ -68,6 +74,12 @@ def no_orphan():
         if "resource_tracker" not in " ".join(child.cmdline())
     ]
     assert left == []
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    monkeypatch.setattr(devices, "_CANCEL_GRACE_S", PATIENCE_S)
+    monkeypatch.setattr(devices, "_END_GRACE_S", PATIENCE_S)
 
 
 def test_each_worker_builds_once_and_takes_cases_when_it_is_free(tmp_path):
@@ -182,6 +194,7 @@ def test_events_reach_the_one_listener_with_the_name_of_the_worker():
     assert stages
 
 
+@pytest.mark.usefixtures("patience")
 def test_cancelling_reaches_the_workers_and_what_was_finished_is_kept(tmp_path):
     listener = Recorder(cancel_at="at work")
     outcomes = run_on_devices(
@@ -195,10 +208,11 @@ def test_cancelling_reaches_the_workers_and_what_was_finished_is_kept(tmp_path):
     began = time.monotonic()
     with pytest.raises(Cancelled):
         next(outcomes)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < PROMPTLY_S
     assert len(list(tmp_path.glob("cleaned-*"))) == 1
 
 
+@pytest.mark.usefixtures("patience")
 def test_cancelling_does_not_wait_for_workers_that_are_being_built(tmp_path):
     class AtOnce(Silent):
         def cancelled(self):
@@ -212,7 +226,7 @@ def test_cancelling_does_not_wait_for_workers_that_are_being_built(tmp_path):
             functools.partial(build_slowly, folder=tmp_path),
             listener=AtOnce(),
         )
-    assert time.monotonic() - began < 20, "building takes a minute"
+    assert time.monotonic() - began < PROMPTLY_S, "building takes a minute"
 
 
 def test_cases_are_taken_as_workers_become_free():
@@ -229,6 +243,7 @@ def test_cases_are_taken_as_workers_become_free():
         assert len(list(outcomes)) == 9
 
 
+@pytest.mark.usefixtures("patience")
 def test_closing_the_iterator_ends_workers_that_do_not_listen_and_lets_them_clean_up(tmp_path):
     outcomes = run_on_devices(
         [("deaf",), ("wait for", "at-work-*", 1)],
@@ -240,15 +255,17 @@ def test_closing_the_iterator_ends_workers_that_do_not_listen_and_lets_them_clea
     assert next(outcomes).case[0] == "wait for"
     began = time.monotonic()
     outcomes.close()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < PROMPTLY_S
     assert len(list(tmp_path.glob("cleaned-*"))) == 1
 
 
 SCRIPT = """
 import functools, pathlib, sys
 from medseg.events import Silent
-from medseg.studies.devices import run_on_devices
+from medseg.studies import devices
 from tests.studies.device_workers import build
+
+devices._END_GRACE_S = 600
 
 class Loud(Silent):
     def noted(self, message):
@@ -257,7 +274,7 @@ class Loud(Silent):
 if __name__ == "__main__":
     verb, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     try:
-        for outcome in run_on_devices(
+        for outcome in devices.run_on_devices(
             [(verb,)] * 3, ["cpu", "cpu"],
             functools.partial(build, folder=folder), threads=2, listener=Loud(),
         ):
@@ -316,18 +333,18 @@ def test_an_interrupt_from_the_terminal_ends_all_promptly_and_quietly(study, tmp
     parent, workers = study("deaf")
     began = time.monotonic()
     os.killpg(parent.pid, signal.SIGINT)
-    told, complaints = parent.communicate(timeout=20)
-    assert time.monotonic() - began < 4
+    told, complaints = parent.communicate(timeout=60)
+    assert time.monotonic() - began < PROMPTLY_S
     assert told == "interrupted\n"
     assert complaints == ""
     assert len(list(tmp_path.glob("cleaned-*"))) == 2
-    assert all_end(workers, within_s=3)
+    assert all_end(workers, within_s=PROMPTLY_S)
 
 
 def test_workers_of_a_killed_parent_end_by_themselves(study, tmp_path):
     parent, workers = study("until cancelled")
     parent.kill()
-    assert all_end(workers, within_s=10)
+    assert all_end(workers, within_s=PROMPTLY_S)
     assert len(list(tmp_path.glob("cleaned-*"))) == 2
 
 
