@@ -208,7 +208,7 @@ def training_step(
     optimizer = build_optimizer(network, training)
     noise = torch.Generator().manual_seed(1)
     channels = len(settings.inputs.channels)
-    shape = (training.batch_size, channels, *training.patch_ijk)
+    shape = (training.batch_size, channels, *settings.patch_ijk)
     x = numerics.arrange(torch.randn(shape, generator=noise))
     classes = 1 + len(settings.scheme().values)
     target = torch.randint(classes, (shape[0], 1, *shape[2:]), generator=noise)
@@ -257,7 +257,7 @@ def training_steps(repeats: int) -> list[Row]:
         )
         for channels_last in (True, False)
     }
-    batch, patch = settings.training.batch_size, settings.training.patch_ijk
+    batch, patch = settings.training.batch_size, settings.patch_ijk
     return measure(
         f"{CONFIG}, {batch} of {'x'.join(str(extent) for extent in patch)}",
         torch.float32,

@@ -235,7 +235,6 @@ def _segmented(
         sink = None
         if wishes.probabilities:
             path = out / f"{case.name}{RESULTS['probabilities']}"
-            path.unlink(missing_ok=True)
             sink = opened_probabilities(stack, path, scan, predictor)
         try:
             prediction = predictor.predict(scan.volume, listener, roi=box, on_probabilities=sink)
@@ -265,9 +264,12 @@ def _segmented(
             roi=box,
             meter=meter,
         )
-    except ResourceError:  # a full disk, for one: parts of a case are no result
-        for path in files.values():
-            path.unlink(missing_ok=True)
+    except BaseException as error:
+        # parts of a case are no result, be it a full disk or Ctrl-C; but where an output was
+        # refused for what it is, such as DICOM SEG, the segmentation itself is whole
+        if isinstance(error, ResourceError) or not isinstance(error, MedsegError):
+            for path in files.values():
+                path.unlink(missing_ok=True)
         raise
     return CaseResult(
         case.name,

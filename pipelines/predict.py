@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from medseg.errors import ConfigError
-from medseg.events import Listener
+from medseg.events import Cancelled, Listener
 from medseg.inference.memory import MemoryPlan, in_words
 from medseg.inference.post_processing import parse_cleaning
 from medseg.inference.predictor import Predictor
@@ -139,6 +139,8 @@ def predictions(
         prepare_output(order.out)
 
         def process(case: Case) -> CaseResult:
+            if listener.cancelled():
+                raise Cancelled
             return _segment(order, predictor, case, listener)
 
         yield from run_cases(cases, process)
@@ -161,6 +163,10 @@ def plans(order: Order, cases: Sequence[Case]) -> Iterator[Outcome[Case, MemoryP
     Yields:
         One outcome per case.
     """
+    if "," in order.device:  # the plan of one case is that of the device that gets it
+        from medseg.ops.device import choose_devices  # noqa: PLC0415 - loads torch
+
+        order = replace(order, device=str(choose_devices(order.device)[0]))
     predictor = _predictor(order)
     check_channel_names(cases, predictor.card)
     wanted = order.wishes.probabilities

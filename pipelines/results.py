@@ -86,7 +86,7 @@ def opened_probabilities(
         model_name=card.name,
         model_sha256=card.weights_sha256,
     )
-    return stack.enter_context(writer).write_slab
+    return stack.enter_context(writer).write_box
 
 
 def write_results(

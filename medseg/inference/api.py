@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +109,8 @@ def _volume(
         )
     if data.ndim == 3:
         data = data[None]
+    if spacing_mm is not None:
+        _check_spacing(spacing_mm)
     affine = (
         np.diag([*(float(step) for step in spacing_mm), 1.0])
         if spacing_mm is not None
@@ -118,15 +121,31 @@ def _volume(
     return Volume(data, Grid(shape, affine), names)
 
 
+def _check_spacing(spacing_mm: Sequence[float]) -> None:
+    if len(spacing_mm) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing_mm):
+        raise ConfigError(
+            "spacing_mm",
+            expected="three distances above 0, in millimetres along i, j, k",
+            found=str(tuple(spacing_mm)),
+            remedy="for axes that point another way give affine_ras instead",
+            code="predict-grid",
+        )
+
+
 def _check_voxels(volume: Volume) -> None:
     """Refuse what the readers of files refuse."""
     for name, data_ijk in zip(volume.channels, volume.data_cijk, strict=True):
         least, most = data_ijk.min(), data_ijk.max()
-        if not (np.isfinite(least) and np.isfinite(most)):
+        # the network computes in float32
+        most_there_is = float(np.finfo(np.float32).max)
+        if not (abs(float(least)) <= most_there_is and abs(float(most)) <= most_there_is):
+            finite = np.isfinite(least) and np.isfinite(most)
             raise FormatError(
                 f"image, channel {name}",
-                expected="finite voxels",
-                found="NaN or infinity",
+                expected="finite voxels that float32 can hold",
+                found=f"values up to {max(abs(least), abs(most)):g}"
+                if finite
+                else "NaN or infinity",
                 remedy="replace them, by the value of air for instance",
                 code="voxels-not-finite",
             )

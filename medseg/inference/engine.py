@@ -25,6 +25,7 @@ from medseg.inference.sweep import (
     STAGE,
     Box,
     Group,
+    OutOfRange,
     OutOfSteps,
     Progress,
     RowStream,
@@ -157,13 +158,18 @@ class StreamingEngine:
                 for slab in self._run_region(region, outputs, steps, progress):
                     done = slab.box[axis][1]
                     yield slab
-            except OutOfSteps as error:
+            except (OutOfSteps, OutOfRange) as error:
                 rest = [_from_row(region, axis, done), *regions]
                 halved = [half for part in rest for half in _strips(part, across, 2)]
-                if len(halved) == len(rest) or len(halved) > MOST_STRIPS:
+                can_halve = len(rest) < len(halved) <= MOST_STRIPS
+                if isinstance(error, OutOfRange):
+                    steps.widen()
+                elif not can_halve:
                     raise _no_memory() from error
-                regions = deque(halved)
-                steps.taken.append(f"{len(halved)} strips of the image")
+                # float32 takes twice the memory of float16, and strips give it back
+                regions = deque(halved if can_halve else rest)
+                if can_halve:
+                    steps.taken.append(f"{len(halved)} strips of the image")
                 progress.total = progress.done + sum(self._count(part) for part in regions)
                 listener.started(STAGE, progress.total)
                 progress.advance(0)

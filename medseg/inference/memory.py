@@ -221,7 +221,7 @@ def plan_memory(
     )
     raise ResourceError(
         name,
-        expected=f"at least {in_words(need)}, the least that this image and model can do with",
+        expected=f"at least about {in_words(need)}, what this image and model need at the least",
         found=in_words(limit or 0),
         remedy=f"raise the limit to {in_words(int(_SCATTER * need), up=True)}; the largest part is "
         f"{largest.name} with {in_words(largest.bytes)}",
@@ -338,14 +338,16 @@ def _rows_and_plane(
 
 def _row_bytes(engine: StreamingEngine, passes: Sequence[DryPass], sweep: Sweep) -> int:
     b, c = other_axes(sweep.axis)
-    shape = engine.image_extents()
+    shape = list(engine.image_extents())
+    cut = engine.strip_axis(sweep.axis)
+    shape[cut] = -(-shape[cut] // sweep.strips)
     plane = shape[b] * shape[c]
     floats = 0
     if engine.decision.probabilities:
         numbers = passes[0].classes * plane
         whole = shape[sweep.axis] * numbers
-        # a slab as it grows, joined, and among background; then what waits to be compressed
-        floats += 3 * min(4 * whole, max(PROBABILITY_BYTES, 4 * numbers))
+        # a slab as it grows, and joined; then what waits to be compressed
+        floats += 2 * min(4 * whole, max(PROBABILITY_BYTES, 4 * numbers))
         floats += min(whole, _WRITER_BYTES)
     if len(passes) > 1:
         floats += 3 * 4 * plane * passes[0].classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from medseg.data.preparation import ModelImage, check_channels, check_extent, mo
 from medseg.errors import ConfigError, MedsegError, ResourceError
 from medseg.events import Listener, Silent
 from medseg.inference.engine import (
+    PROBABILITY_BYTES,
     Outputs,
     Slab,
     StreamingEngine,
@@ -46,7 +48,7 @@ from medseg.inference.numerics import (
 )
 from medseg.inference.post_processing import clean_labels
 from medseg.inference.settings import PredictionSettings
-from medseg.inference.sweep import Box, Group, is_out_of_memory
+from medseg.inference.sweep import TOO_LARGE, Box, Group, is_out_of_memory
 from medseg.models.card import InputSettings, ModelCard
 from medseg.models.folder import load_model
 from medseg.models.inference_form import converted, to_inference_form
@@ -55,9 +57,10 @@ from medseg.ops.winners import Decision
 
 __all__ = ["Finished", "Member", "Prediction", "Predictor", "ProbabilitySink", "in_slices"]
 
-ProbabilitySink = Callable[[int, int, npt.NDArray[np.float32]], None]
-"""Told the axis, the first voxel on it, and the ``(n, i, j, k)`` probabilities of a slab across it;
-slabs come in rising order and cover the whole image's own grid."""
+ProbabilitySink = Callable[[int, tuple[int, int, int], npt.NDArray[np.float32]], None]
+"""Told the axis of sweeping, the first voxel, and the ``(n, i, j, k)`` probabilities of a box of
+the image's own grid. Boxes cover the image, and no two have a voxel in common. As a rule each is a
+slab across the axis, in rising order; where memory is short, and round a region, it is a part."""
 
 _FREE_SHARE = 0.9
 _SEARCH_COARSER = 2.0
@@ -162,7 +165,7 @@ class Predictor:
         self.device = device or torch.device("cpu")
         self.card = self.members[0].card
         _check_labels_alike([member.card for member in self.members])
-        self._passes: dict[tuple[int, int], DryPass] = {}
+        self._passes: dict[tuple[int, int, tuple[int, ...]], DryPass] = {}
 
     @classmethod
     def load(
@@ -220,8 +223,21 @@ class Predictor:
         Raises:
             As :meth:`predict`, before any work on the image.
         """
+        self._check_image(volume)
+        if roi is not None:
+            roi = _checked(roi, volume.grid)
         with using_threads(_threads(self.settings)), torch.inference_mode():
             return self._task(volume, roi, probabilities).plan
+
+    def _check_image(self, volume: Volume) -> list[str]:
+        """Refuse an image that does not fit the members; what is to be noted of one that does."""
+        notes: list[str] = []
+        for member in self.members:
+            inputs = member.card.inputs
+            turned = axis_turn(volume.grid, inputs.orientation).turn_grid(volume.grid)
+            check_channels(volume, inputs)
+            notes += check_extent(turned, inputs, coarser=self.settings.coarser)
+        return notes
 
     def predict(
         self,
@@ -291,23 +307,22 @@ class Predictor:
         clock = time.perf_counter()
         notes: list[str] = []
         with PeakMeter() as meter, measured_vram(self.device) as vram:
+            notes += self._check_image(volume)
             for member in self.members:
-                turned = axis_turn(volume.grid, member.card.inputs.orientation).turn_grid(
-                    volume.grid
-                )
-                check_channels(volume, member.card.inputs)
-                notes += check_extent(turned, member.card.inputs)
                 notes += member.numerics.notes
             try:
                 if roi is not None:
+                    roi = _checked(roi, volume.grid)
                     notes.append(f"only voxels {in_slices(roi)} were looked at")
+                    if settings.find_region:
+                        notes.append("no region was searched for, since one was given")
                 elif settings.find_region:
                     roi, found = self._search(volume, listener)
                     notes += found
                 notes += self._mirror_notes()
                 task = self._task(volume, roi, on_probabilities is not None)
                 planned_at = time.perf_counter()
-                feed = _ProbabilityFeed(task, volume.grid, on_probabilities)
+                feed = _ProbabilityFeed(task, volume.grid, on_probabilities, roi)
                 outputs = Outputs(
                     task.to_frame.turn_array(task.labels_ijk),
                     None
@@ -334,7 +349,10 @@ class Predictor:
                 notes += changes
             peak = meter.look()
         engine = task.engine
-        notes += [f"memory ran out, went on with {step}" for step in engine.steps_taken]
+        notes += [
+            f"went on with {step}" if step == TOO_LARGE else f"memory ran out, went on with {step}"
+            for step in engine.steps_taken
+        ]
         return Prediction(
             labels=labels,
             entropy_ijk=task.entropy_ijk,
@@ -356,7 +374,6 @@ class Predictor:
     def _task(self, volume: Volume, roi: Box | None, probabilities: bool) -> _Task:
         settings = self.settings
         for member in self.members:
-            check_channels(volume, member.card.inputs)
             _check_size(volume, member.card, settings)
         sets = _alike([member.card.inputs for member in self.members])
         # probabilities come in the order of the image's own axes, and several groups must agree
@@ -376,9 +393,7 @@ class Predictor:
             groups,
             decision,
             Sweep(smallest_axis(groups), settings.batch, place=self.device),
-            None
-            if roi is None
-            else turned_box(_checked(roi, volume.grid), to_frame, volume.grid.shape_ijk),
+            None if roi is None else turned_box(roi, to_frame, volume.grid.shape_ijk),
         )
         passes = self._dry_passes(groups, sets)
         engine.sweep = replace(engine.sweep, batch=passes[0].batch)
@@ -474,10 +489,11 @@ class Predictor:
                 batch //= 2
 
     def _dry_pass(self, group: Group, number: int, batch: int) -> DryPass:
-        if (number, batch) not in self._passes:
+        key = number, batch, group.mirror_axes
+        if key not in self._passes:
             with torch.inference_mode():
-                self._passes[number, batch] = dry_pass(group, batch)
-        return self._passes[number, batch]
+                self._passes[key] = dry_pass(group, batch)
+        return self._passes[key]
 
     def _body(self, volume: Volume, to_frame: AxisTurn) -> npt.NDArray[np.bool_] | None:
         if self.settings.skip != "body":
@@ -506,11 +522,7 @@ class Predictor:
         )
         rough._passes = self._passes
         try:
-            for member in self.members:
-                turned = axis_turn(volume.grid, member.card.inputs.orientation).turn_grid(
-                    volume.grid
-                )
-                check_extent(turned, member.card.inputs, coarser=rough.settings.coarser)
+            rough._check_image(volume)
         except MedsegError:
             return None, ["too small for a rough pass: the whole image was predicted"]
         labels_ijk = rough.predict(volume, listener).labels.data_ijk
@@ -558,52 +570,69 @@ def in_slices(box: Box) -> str:
 
 
 class _ProbabilityFeed:
-    """Hands probabilities on plane by plane, background where nothing was looked at.
+    """Hands probabilities on box by box, then background for what was not looked at.
 
     Args:
         task: Its slabs are on the image's own axes.
         grid: Of the image.
         sink: Where they go, or None.
+        roi: What is looked at, or None for everything.
     """
 
-    def __init__(self, task: _Task, grid: Grid, sink: ProbabilitySink | None) -> None:
+    def __init__(
+        self, task: _Task, grid: Grid, sink: ProbabilitySink | None, roi: Box | None
+    ) -> None:
         self._sink = sink
-        self._shape = grid.shape_ijk
         self._decision = task.engine.decision
         self._axis = task.engine.sweep.axis
-        self._next = 0
+        i, j, k = grid.shape_ijk
+        self._whole: Box = (0, i), (0, j), (0, k)
+        self._seen = roi or self._whole
 
     def take(self, slab: Slab) -> None:
         """Pass a slab on."""
-        if self._sink is None or slab.probabilities is None:
-            return
-        first, last = slab.box[self._axis]
-        self._fill(first)
-        whole = self._background(last - first)
-        where = [slice(*span) for span in slab.box]
-        where[self._axis] = slice(None)
-        whole[(slice(None), *where)] = slab.probabilities
-        self._sink(self._axis, first, whole)
-        self._next = last
+        if self._sink is not None and slab.probabilities is not None:
+            self._sink(self._axis, _corner(slab.box), slab.probabilities)
 
     def finish(self) -> None:
-        """Fill what is left."""
-        if self._sink is not None:
-            self._fill(self._shape[self._axis])
+        """Fill what is left, a few planes at a time."""
+        if self._sink is None:
+            return
+        for box in _around(self._seen, self._whole):
+            classes, plane = len(self._decision.values), math.prod(b - a for a, b in box)
+            extent = box[self._axis][1] - box[self._axis][0]
+            planes = max(1, PROBABILITY_BYTES * extent // max(1, 4 * classes * plane))
+            for first in range(*box[self._axis], planes):
+                part = list(box)
+                part[self._axis] = first, min(first + planes, box[self._axis][1])
+                self._sink(self._axis, _corner(part), self._background(part))
 
-    def _fill(self, stop: int) -> None:
-        assert self._sink is not None  # noqa: S101 - asked before
-        for plane in range(self._next, stop):
-            self._sink(self._axis, plane, self._background(1))
-        self._next = stop
-
-    def _background(self, thickness: int) -> npt.NDArray[np.float32]:
-        shape = list(self._shape)
-        shape[self._axis] = thickness
-        planes = np.zeros((len(self._decision.values), *shape), dtype=np.float32)
+    def _background(self, box: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
+        extents = [last - first for first, last in box]
+        values_nijk = np.zeros((len(self._decision.values), *extents), dtype=np.float32)
         if not self._decision.overlapping:
-            planes[0] = 1.0
-        return planes
+            values_nijk[0] = 1.0
+        return values_nijk
+
+
+def _corner(box: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
+    i, j, k = (first for first, _ in box)
+    return i, j, k
+
+
+def _around(inner: Box, outer: Box) -> list[Box]:
+    """Boxes that make up ``outer`` without ``inner``."""
+    found: list[Box] = []
+    rest = list(outer)
+    for axis in range(3):
+        (low, high), (first, last) = outer[axis], inner[axis]
+        for span in ((low, first), (last, high)):
+            if span[0] < span[1]:
+                part = [*rest]
+                part[axis] = span
+                found.append((part[0], part[1], part[2]))
+        rest[axis] = inner[axis]
+    return found
 
 
 def _loaded(
@@ -698,18 +727,30 @@ def _too_large(
     )
 
 
-def _checked(roi: Box, grid: Grid) -> Box:
-    for (first, last), extent in zip(roi, grid.shape_ijk, strict=True):
-        if not 0 <= first < last <= extent:
-            raise ConfigError(
-                "region of interest",
-                expected="first < last within the image's extents, "
-                f"{in_slices(tuple((0, n) for n in grid.shape_ijk))}",  # type: ignore[arg-type]
-                found=in_slices(roi),
-                remedy="give voxels of the image, counted from 0, the last one exclusive",
-                code="roi",
-            )
-    return roi
+def _checked(roi: Any, grid: Grid) -> Box:  # noqa: ANN401 - whatever the caller gave
+    """A region as three spans of whole numbers within the image.
+
+    Raises:
+        ConfigError: ``roi`` if it is something else.
+    """
+    whole = in_slices(tuple((0, extent) for extent in grid.shape_ijk))  # type: ignore[arg-type]
+    try:
+        spans = [(operator.index(first), operator.index(last)) for first, last in roi]
+    except (TypeError, ValueError):
+        spans = []
+    fits = len(spans) == 3 and all(
+        0 <= first < last <= extent
+        for (first, last), extent in zip(spans, grid.shape_ijk, strict=True)
+    )
+    if not fits:
+        raise ConfigError(
+            "region of interest",
+            expected=f"first < last on three axes, within the image's extents {whole}",
+            found=in_slices((spans[0], spans[1], spans[2])) if len(spans) == 3 else repr(roi),
+            remedy="give voxels of the image, counted from 0, the last one exclusive",
+            code="roi",
+        )
+    return spans[0], spans[1], spans[2]
 
 
 def _memory_order(volume: Volume) -> Any:  # noqa: ANN401 - numpy's literal

@@ -29,8 +29,10 @@ from medseg.ops.sums import add_weighted, finish
 __all__ = [
     "ROWS_AT_A_TIME",
     "STAGE",
+    "TOO_LARGE",
     "Box",
     "Group",
+    "OutOfRange",
     "OutOfSteps",
     "Progress",
     "RowStream",
@@ -45,6 +47,9 @@ STAGE = "windows"
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """First and, exclusive, last voxel on each of three axes."""
 
+TOO_LARGE = "logits summed in float32, as they are too large for float16"
+"""The step that is taken back."""
+
 ROWS_AT_A_TIME = 8
 """Rows of the image that are prepared together."""
 
@@ -56,6 +61,10 @@ class OutOfSteps(Exception):  # noqa: N818 - a state, turned into an error by th
     """Memory ran out, and only a smaller slab can help."""
 
 
+class OutOfRange(Exception):  # noqa: N818 - as above
+    """A sum of logits is more than float16 can hold."""
+
+
 @dataclass(slots=True)
 class Steps:
     """What can be given up when memory runs out, and what was.
@@ -65,19 +74,21 @@ class Steps:
         half: Whether rows are summed in float16.
         place: Where rows are kept: the network's device or the CPU.
         taken: What was given up, in words, for the record.
+        may_half: Whether float16 can hold the sums, as far as is known.
     """
 
     batch: int
     half: bool
     place: torch.device
     taken: list[str] = field(default_factory=list)
+    may_half: bool = True
 
     def down(self) -> bool:
         """Give up one thing more; False if nothing is left but a smaller slab."""
         if self.batch > 1:
             self.batch //= 2
             self.taken.append(f"{self.batch} windows at a time")
-        elif not self.half:
+        elif self.may_half and not self.half:
             self.half = True
             self.taken.append("logits summed in float16")
         elif self.place.type != "cpu":
@@ -86,6 +97,11 @@ class Steps:
         else:
             return False
         return True
+
+    def widen(self) -> None:
+        """Sum in float32 from now on: float16 has turned out too narrow for these logits."""
+        self.half = self.may_half = False
+        self.taken.append(TOO_LARGE)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,7 +141,7 @@ class Group:
         networks: In eval mode on ``device``; ``(b, c, i, j, k)`` to ``(b, n, i, j, k)`` logits.
         image: What they see.
         window_ijk: Extents of one window on the axes of the image's grid.
-        overlap: Least share of the window that neighbours have in common.
+        overlap: Least share of the window that neighbours have in common; one, or one per axis.
         blending: How much a voxel of a window counts: by a Gaussian round the centre, or all alike.
         mirror_axes: Axes (0 to 2, of the networks' orientation) to mirror the window along, in all
             combinations, for test-time augmentation.
@@ -140,7 +156,7 @@ class Group:
     networks: tuple[nn.Module, ...]
     image: ModelImage
     window_ijk: tuple[int, int, int]
-    overlap: float = 0.5
+    overlap: float | tuple[float, ...] = 0.5
     blending: Literal["gaussian", "constant"] = "gaussian"
     mirror_axes: tuple[int, ...] = ()
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is an immutable value
@@ -258,6 +274,7 @@ class RowStream:
 
         Raises:
             OutOfSteps: If memory ran out; the stream is of no further use.
+            OutOfRange: If a sum has overflowed float16; likewise.
             Cancelled: If the listener asked to stop.
             FormatError: ``network-not-finite``.
         """
@@ -398,6 +415,8 @@ class RowStream:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self._steps.may_half and not self._steps.half:
+            self._steps.may_half = all(_fits_float16(row) for row in self._sums.values())
         if not self._steps.down():
             self._sums.clear()
             self._totals.clear()
@@ -421,11 +440,12 @@ class RowStream:
             mean = spare.copy_(sums)
             self._spare.append(sums)
         if not finish(mean, totals, self._unseen):
+            if sums.dtype == torch.float16:  # in float32 it will show whose fault it is
+                raise OutOfRange
             raise FormatError(
                 "network",
                 expected="finite logits",
-                found="NaN or infinity"
-                + (" (summed in float16)" if sums.dtype == torch.float16 else ""),
+                found="NaN or infinity",
                 remedy="check the image for NaN, and predict with precision fp32; if that "
                 "fails too, the model is damaged",
                 code="network-not-finite",
@@ -557,6 +577,11 @@ def _zeroed(x: Tensor) -> Tensor:
         x.numpy().fill(0)
         return x
     return x.zero_()
+
+
+def _fits_float16(x: Tensor) -> bool:
+    """Whether numbers that go on growing as they did are within float16's range, with room left."""
+    return float(x.abs().amax()) < torch.finfo(torch.float16).max / 8
 
 
 def _is_constant(x_cijk: Tensor) -> bool:

@@ -18,14 +18,15 @@ Blending = Literal["gaussian", "constant"]
 
 
 def window_starts(
-    shape: Sequence[int], window: Sequence[int], overlap: float
+    shape: Sequence[int], window: Sequence[int], overlap: float | Sequence[float]
 ) -> list[tuple[int, ...]]:
     """Corner positions of windows that cover a lattice, evenly spread on each axis.
 
     Args:
         shape: Extents to cover, each at least the window's.
         window: Extents of one window.
-        overlap: Least share of a window's extent that neighbours have in common, 0 to below 1.
+        overlap: Least share of a window's extent that neighbours have in common, 0 to below 1; one
+            for all axes, or one for each.
 
     Returns:
         Corners in row-major order, the last axis fastest. The first window of an axis starts at 0
@@ -35,7 +36,8 @@ def window_starts(
         ShapeError: If the lattice is smaller than the window.
     """
     per_axis: list[list[int]] = []
-    for extent, length in zip(shape, window, strict=True):
+    shares = [overlap] * len(window) if isinstance(overlap, float | int) else list(overlap)
+    for extent, length, share in zip(shape, window, shares, strict=True):
         if extent < length:
             raise ShapeError(
                 "sliding window",
@@ -45,7 +47,7 @@ def window_starts(
                 code="window-larger",
             )
         room = extent - length
-        step = max(1.0, length * (1.0 - overlap))
+        step = max(1.0, length * (1.0 - share))
         count = math.ceil(room / step) + 1
         per_axis.append(
             [0] if count == 1 else [round(room * n / (count - 1)) for n in range(count)]

@@ -59,6 +59,7 @@ BUFFER_BYTES = 32 << 20
 Encoding = Literal["uint8", "float16"]
 Compression = Literal["gzip", "lzf"]
 Box = tuple[slice, slice, slice]
+_Spans = tuple[tuple[int, int], ...]
 _Read = TypeVar("_Read")
 
 _BLOCK_BYTES = 4 << 20  # what is rounded at a time
@@ -207,7 +208,7 @@ class ProbabilityWriter:
         self._file: Any = None
         self._dataset: Any = None
         self._axis = 0
-        self._written = 0
+        self._runs: list[_Spans] = []  # boxes written or buffered; the last one may grow
         self._buffered = 0
         self._row_nijk: npt.NDArray[Any] = np.empty((0, 0, 0, 0), dtype=encoding)
 
@@ -245,6 +246,42 @@ class ProbabilityWriter:
             FormatError: ``probability-values`` if one is NaN or outside 0 to 1.
             OSError: If the disk refuses; a ResourceError is made of it as the block is left.
         """
+        extents = list(self.grid.shape_ijk)
+        if axis in (0, 1, 2):
+            position = self._runs[-1][axis][1] if self._runs else 0
+            if self._dataset is not None and axis != self._axis:
+                raise self._order_error(f"slabs along axis {self._axis}, as before", f"axis {axis}")
+            if first != position:
+                raise self._order_error(
+                    f"a slab that begins at plane {position}", f"one that begins at {first}"
+                )
+            extents[axis] -= first
+        corner = [0, 0, 0]
+        if axis in (0, 1, 2):
+            corner[axis] = first
+        self._check_shape(axis, extents, probabilities_nijk)
+        self.write_box(axis, (corner[0], corner[1], corner[2]), probabilities_nijk)
+
+    def write_box(
+        self,
+        axis: int,
+        corner_ijk: tuple[int, int, int],
+        probabilities_nijk: npt.NDArray[np.floating[Any]],
+    ) -> None:
+        """Take a box of the volume, for when memory is too short for whole planes.
+
+        Boxes may come in any order, but chunks are compressed once only where boxes that are alike
+        across ``axis`` follow each other along it and end where chunks end.
+
+        Args:
+            axis: 0, 1 or 2 for I, J, K; the same for all boxes of a file.
+            corner_ijk: The box's first voxel.
+            probabilities_nijk: As for :meth:`write_slab`, of any extents that lie in the volume.
+
+        Raises:
+            ShapeError: ``slab-shape``, or ``slab-order`` if a voxel comes twice.
+            FormatError, OSError: As :meth:`write_slab`.
+        """
         if self._raw is None:
             raise ShapeError(
                 str(self.path),
@@ -253,45 +290,81 @@ class ProbabilityWriter:
                 remedy="write them under `with ProbabilityWriter(...)`",
                 code="slab-order",
             )
-        self._check_slab(axis, first, probabilities_nijk)
+        if axis not in (0, 1, 2) or (self._dataset is not None and axis != self._axis):
+            known = "0, 1 or 2" if self._dataset is None else f"{self._axis}, as before"
+            raise self._order_error(f"slabs along axis {known}", f"axis {axis}")
+        room = [
+            extent - first if 0 <= first < extent else 0
+            for first, extent in zip(corner_ijk, self.grid.shape_ijk, strict=True)
+        ]
+        self._check_shape(None, room, probabilities_nijk)
+        spans = tuple(
+            (first, first + extent)
+            for first, extent in zip(corner_ijk, probabilities_nijk.shape[1:], strict=True)
+        )
+        if any(_overlap(spans, run) for run in self._runs):
+            raise self._order_error("every voxel once", "a box with voxels that were there before")
         if self._dataset is None:
             self._axis = axis
             self._dataset = self._make_dataset()
+        self._begin_or_go_on(self._raw, spans)
         thickness = self._row_nijk.shape[1 + axis]
         before = (slice(None),) * axis
-        plane_bytes = 4 * math.prod(self.grid.shape_ijk) // self.grid.shape_ijk[axis]
-        at, end = 0, probabilities_nijk.shape[1 + axis]
+        plane_bytes = (
+            4 * math.prod(probabilities_nijk.shape[1:]) // probabilities_nijk.shape[1 + axis]
+        )
+        at, end, first = 0, probabilities_nijk.shape[1 + axis], corner_ijk[axis]
         while at < end:
-            count = min(thickness - self._buffered, end - at, max(1, _BLOCK_BYTES // plane_bytes))
+            # up to where a chunk ends
+            left = thickness - (first + at) % thickness
+            count = min(left, end - at, max(1, _BLOCK_BYTES // plane_bytes))
             here = (*before, slice(at, at + count))
             there = (*before, slice(self._buffered, self._buffered + count))
             for number, volume_ijk in enumerate(probabilities_nijk):
                 self._row_nijk[number][there] = self._encoded(volume_ijk[here], first + at)
             self._buffered += count
             at += count
-            if self._buffered == thickness or first + at == self.grid.shape_ijk[axis]:
+            self._runs[-1] = _with_end(self._runs[-1], axis, first + at)
+            if count == left or first + at == self.grid.shape_ijk[axis]:
                 self._flush_row(self._raw)
 
-    def _check_slab(self, axis: int, first: int, slab: npt.NDArray[np.floating[Any]]) -> None:
-        if axis not in (0, 1, 2) or (self._dataset is not None and axis != self._axis):
-            known = "0, 1 or 2" if self._dataset is None else f"{self._axis}, as before"
-            raise self._order_error(f"slabs along axis {known}", f"axis {axis}")
-        position = self._written + self._buffered
-        if first != position:
-            raise self._order_error(
-                f"a slab that begins at plane {position}", f"one that begins at {first}"
+    def _begin_or_go_on(self, raw: _GuardedFile, spans: _Spans) -> None:
+        """Let the last run grow by a box that follows it; else begin another with its own row."""
+        axis = self._axis
+        begin = spans[axis][0]
+        if self._runs:
+            run = self._runs[-1]
+            alike = all(run[other] == spans[other] for other in range(3) if other != axis)
+            if alike and run[axis][1] == begin:
+                return
+            self._flush_row(raw)
+        self._runs.append(_with_end(spans, axis, begin))
+        row = [len(self.classes), *(last - first for first, last in spans)]
+        row[1 + axis] = self._dataset.chunks[1 + axis]
+        self._row_nijk = np.empty(row, dtype=self.encoding)
+
+    def _check_shape(
+        self, axis: int | None, room: Sequence[int], slab: npt.NDArray[np.floating[Any]]
+    ) -> None:
+        """Refuse other than floats of all classes that fill ``room``, or part of it along ``axis``;
+        without an axis, along each.
+        """  # noqa: D205 - one sentence
+        wanted = [
+            f"1 to {extent}" if axis in (None, place) else str(extent)
+            for place, extent in enumerate(room)
+        ]
+        fits = (
+            slab.ndim == 4
+            and slab.shape[0] == len(self.classes)
+            and all(
+                1 <= extent <= most if axis in (None, place) else extent == most
+                for place, (extent, most) in enumerate(zip(slab.shape[1:], room, strict=True))
             )
-        wanted: list[int | str] = [len(self.classes), *self.grid.shape_ijk]
-        left = self.grid.shape_ijk[axis] - position
-        wanted[1 + axis] = f"1 to {left}"
-        fits = slab.ndim == 4 and all(
-            1 <= extent <= left if place == 1 + axis else extent == want
-            for place, (extent, want) in enumerate(zip(slab.shape, wanted, strict=True))
         )
         if not fits or slab.dtype.kind != "f":
             raise ShapeError(
                 str(self.path),
-                expected=f"floats of shape ({', '.join(str(want) for want in wanted)})",
+                expected=f"floats of shape ({', '.join([str(len(self.classes)), *wanted])})",
                 found=f"type {slab.dtype} of shape {slab.shape}",
                 remedy="give the probabilities of all classes on the grid of the image",
                 code="slab-shape",
@@ -326,9 +399,6 @@ class ProbabilityWriter:
     def _make_dataset(self) -> Any:  # noqa: ANN401 - h5py is untyped
         count, shape_ijk = len(self.classes), self.grid.shape_ijk
         chunks = chunk_extents(count, shape_ijk, self._axis, self.encoding)
-        row = [count, *shape_ijk]
-        row[1 + self._axis] = chunks[1 + self._axis]
-        self._row_nijk = np.empty(row, dtype=self.encoding)
         dataset = self._file.create_dataset(
             _DATASET,
             shape=(count, *shape_ijk),
@@ -361,12 +431,16 @@ class ProbabilityWriter:
         }
 
     def _flush_row(self, raw: _GuardedFile) -> None:
-        along = slice(self._written, self._written + self._buffered)
+        if not self._buffered:
+            return
+        spans = self._runs[-1]
+        end = spans[self._axis][1]
+        where = [slice(*span) for span in spans]
+        where[self._axis] = slice(end - self._buffered, end)
         before = (slice(None),) * self._axis
         for number, row_ijk in enumerate(self._row_nijk):
-            self._dataset[(number, *before, along)] = row_ijk[(*before, slice(self._buffered))]
+            self._dataset[(number, *where)] = row_ijk[(*before, slice(self._buffered))]
             raw.check()
-        self._written += self._buffered
         self._buffered = 0
 
     @contextmanager
@@ -377,7 +451,7 @@ class ProbabilityWriter:
             self._raw = raw
             try:
                 yield
-                self._check_complete()
+                self._check_complete(raw)
             except BaseException as error:
                 raw.failure = raw.failure or error
                 raise
@@ -387,17 +461,34 @@ class ProbabilityWriter:
                     self._file.close()
             raw.check()
 
-    def _check_complete(self) -> None:
-        extent = self.grid.shape_ijk[self._axis]
-        done = self._written + self._buffered
-        if self._dataset is None or done < extent:
+    def _check_complete(self, raw: _GuardedFile) -> None:
+        if self._dataset is not None:
+            self._flush_row(raw)
+        done = sum(math.prod(last - first for first, last in run) for run in self._runs)
+        whole = math.prod(self.grid.shape_ijk)
+        if done < whole:
+            plane = whole // self.grid.shape_ijk[self._axis]
             raise ShapeError(
                 str(self.path),
                 expected="slabs that fill the volume",
-                found=f"{done} of {extent} planes" if done else "none",
+                found=(
+                    f"{done // plane} of {self.grid.shape_ijk[self._axis]} planes"
+                    if done % plane == 0
+                    else f"{done} of {whole} voxels"
+                )
+                if done
+                else "none",
                 remedy="write the rest, or leave the block by the error that stopped the run",
                 code="slabs-missing",
             )
+
+
+def _overlap(one: _Spans, other: _Spans) -> bool:
+    return all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True))
+
+
+def _with_end(spans: _Spans, axis: int, end: int) -> _Spans:
+    return (*spans[:axis], (spans[axis][0], end), *spans[axis + 1 :])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

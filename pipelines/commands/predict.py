@@ -142,6 +142,7 @@ def predict(
     and, for a DICOM series, CASE_dseg.dcm (DICOM SEG).
     """
     from pipelines.infer import make_cases  # noqa: PLC0415
+    from pipelines.interrupt import until_interrupted  # noqa: PLC0415
     from pipelines.predict import make_order, plans, predictions  # noqa: PLC0415
     from pipelines.progress import console_listener  # noqa: PLC0415
     from pipelines.results import Wishes  # noqa: PLC0415
@@ -183,7 +184,8 @@ def predict(
         return
     outcomes: list[Outcome[Case, CaseResult]] = []
     interrupted = False
-    with console_listener() as listener:
+    # the first Ctrl-C ends the run after the window, or the file, in hand
+    with console_listener() as bars, until_interrupted(bars) as listener:
         try:
             for outcome in predictions(order, todo, listener):
                 outcomes.append(outcome)

@@ -15,7 +15,7 @@ from medseg.errors import FormatError, ResourceError, ShapeError
 from medseg.events import Cancelled, Silent
 from medseg.inference.engine import Outputs, StreamingEngine, Sweep, smallest_axis, turned_box
 from medseg.inference.plain import plain_labels, sliding_window_logits
-from medseg.inference.sweep import Group, Progress
+from medseg.inference.sweep import TOO_LARGE, Group, Progress
 from medseg.inference.windows import blending_weights, gaussian_weights, window_starts
 from medseg.models.card import Channel, InputSettings
 from medseg.ops.winners import Decision
@@ -330,6 +330,39 @@ def test_without_anything_left_but_the_slab_finished_slabs_are_kept():
     expected = plain_labels(group, (0, 1, 2), axis=2)
     np.testing.assert_array_equal(found.labels[..., :4], expected[..., :4])
     assert (found.labels == expected).mean() > 0.99
+
+
+class Large(Local):
+    """Logits that float32 holds and float16 does not."""
+
+    def forward(self, x_bcijk):
+        return 1e5 * super().forward(x_bcijk)
+
+
+def test_logits_too_large_for_float16_go_on_in_float32_when_memory_runs_out():
+    network = Large()
+    network.fail_at = (3,)
+    group = Group((network,), image_of((16, 8, 64)), (8, 8, 8))
+    found, _, engine = run([group], Decision((0, 1, 2)), Sweep(2))
+    # float16 is not even tried: what is summed already would not fit
+    assert engine.steps_taken == ["2 strips of the image"]
+    np.testing.assert_array_equal(found.labels, plain_labels(group, (0, 1, 2), axis=2))
+
+
+def test_sums_that_overflow_float16_on_the_way_are_done_again_in_float32():
+    network = Large()
+    image = image_of((16, 8, 64))
+    group = Group((network,), image, (8, 8, 8))
+    found, _, engine = run([group], Decision((0, 1, 2)), Sweep(2, half=True))
+    assert engine.steps_taken == [TOO_LARGE, "2 strips of the image"]
+    np.testing.assert_array_equal(found.labels, plain_labels(group, (0, 1, 2), axis=2))
+
+
+def test_an_image_too_narrow_for_strips_is_done_again_whole():
+    group = Group((Large(),), image_of((1, 1, 32)), (8, 8, 8))
+    found, _, engine = run([group], Decision((0, 1, 2)), Sweep(2, half=True))
+    assert engine.steps_taken == [TOO_LARGE]
+    np.testing.assert_array_equal(found.labels, plain_labels(group, (0, 1, 2), axis=2))
 
 
 def test_when_nothing_helps_the_error_says_so():

@@ -1,6 +1,7 @@
 """Models on volumes: settings, ensembles, limits, and what they refuse."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from medseg.inference.memory import PeakMeter, in_words
 from medseg.inference.numerics import InferenceNumerics
 from medseg.inference.predictor import Member, Predictor
 from medseg.inference.settings import PredictionSettings
+from medseg.io.probabilities import ProbabilityWriter, read_probabilities, scheme_classes
 from medseg.models.card import (
     Channel,
     ClipZScore,
@@ -232,10 +234,10 @@ def test_probabilities_come_in_rising_order_and_cover_the_image():
     slabs = []
     model = predictor(uncertainty=True)
     result = model.predict(
-        image, on_probabilities=lambda axis, first, p: slabs.append((axis, first, p))
+        image, on_probabilities=lambda axis, corner, p: slabs.append((axis, corner, p))
     )
     axis = slabs[0][0]
-    assert [first for _, first, _ in slabs] == list(
+    assert [corner[axis] for _, corner, _ in slabs] == list(
         np.cumsum([0, *[p.shape[1 + axis] for _, _, p in slabs]])[:-1]
     )
     whole = np.concatenate([p for _, _, p in slabs], axis=1 + axis)
@@ -247,12 +249,10 @@ def test_probabilities_come_in_rising_order_and_cover_the_image():
 
 
 def test_outside_a_region_of_interest_probabilities_are_those_of_background():
-    image, slabs = volume((20, 20, 20)), []
+    image, boxes = volume((20, 20, 20)), Boxes((20, 20, 20))
     roi = ((4, 12), (5, 15), (2, 18))
-    result = predictor().predict(
-        image, roi=roi, on_probabilities=lambda axis, first, p: slabs.append((axis, p))
-    )
-    whole = np.concatenate([p for _, p in slabs], axis=1 + slabs[0][0])
+    result = predictor().predict(image, roi=roi, on_probabilities=boxes)
+    whole = boxes.whole()
     inside = np.zeros((20, 20, 20), bool)
     inside[tuple(slice(*span) for span in roi)] = True
     assert (whole[0][~inside] == 1).all()
@@ -260,10 +260,119 @@ def test_outside_a_region_of_interest_probabilities_are_those_of_background():
     assert result.labels.data_ijk[inside].any()
 
 
-@pytest.mark.parametrize("roi", [((0, 0), (0, 5), (0, 5)), ((0, 5), (0, 5), (0, 17))])
+class Boxes:
+    """Takes probabilities, and holds every voxel to coming once."""
+
+    def __init__(self, shape, classes=3):
+        self.values = np.full((classes, *shape), np.nan, np.float32)
+        self.axes = set()
+
+    def __call__(self, axis, corner, probabilities):
+        self.axes.add(axis)
+        cut = tuple(
+            slice(first, first + extent)
+            for first, extent in zip(corner, probabilities.shape[1:], strict=True)
+        )
+        assert np.isnan(self.values[(slice(None), *cut)]).all()
+        self.values[(slice(None), *cut)] = probabilities
+
+    def whole(self):
+        assert not np.isnan(self.values).any()
+        assert len(self.axes) == 1
+        return self.values
+
+
+def test_probabilities_come_also_where_memory_is_short_and_where_it_runs_out(tmp_path):
+    class Greedy(Brightness):
+        def forward(self, x):
+            self.calls += 1
+            if self.calls in (9, 10):
+                raise MemoryError
+            return super().forward(x)
+
+    image = volume((12, 20, 30))
+    free, strips, ran_out = (Boxes(image.grid.shape_ijk) for _ in range(3))
+    predictor().predict(image, on_probabilities=free)
+    narrow = predictor()
+    narrow_task = narrow._task
+
+    def in_strips(*args):
+        task = narrow_task(*args)
+        task.engine.sweep = replace(task.engine.sweep, strips=3)
+        return task
+
+    narrow._task = in_strips
+    narrow.predict(image, on_probabilities=strips)
+    np.testing.assert_allclose(strips.whole(), free.whole(), atol=1e-6)
+    path = tmp_path / "case_probseg.h5"
+    classes = scheme_classes(SCHEME)
+    with ProbabilityWriter(path, image.grid, classes, encoding="float16") as writer:
+
+        def both(axis, corner, probabilities):
+            ran_out(axis, corner, probabilities)
+            writer.write_box(axis, corner, probabilities)
+
+        result = predictor((Greedy(), card())).predict(image, on_probabilities=both)
+    assert result.steps_down[-1] == "2 strips of the image"
+    np.testing.assert_allclose(ran_out.whole(), free.whole(), atol=2e-3)  # summed in float16
+    written = read_probabilities(path)
+    for number in range(3):
+        np.testing.assert_allclose(
+            written.read_class(number), ran_out.whole()[number], atol=1e-3, err_msg=str(number)
+        )
+
+
+@pytest.mark.parametrize(
+    "roi",
+    [
+        ((0, 0), (0, 5), (0, 5)),
+        ((0, 5), (0, 5), (0, 17)),
+        ((0, 2), (0, 1)),
+        ((0.5, 2), (0, 5), (0, 5)),
+        "0:2",
+    ],
+)
 def test_a_region_outside_the_image_is_refused(roi):
-    with pytest.raises(ConfigError, match="first < last within the image's extents"):
+    with pytest.raises(ConfigError, match="first < last on three axes, within the image's") as info:
         predictor().predict(volume(), roi=roi)
+    assert info.value.code == "roi"
+
+
+def test_of_a_region_given_and_one_to_be_found_the_given_one_counts():
+    result = predictor(find_region=True).predict(volume(), roi=((2, 12), (2, 12), (2, 12)))
+    assert any("no region was searched for" in note for note in result.notes)
+
+
+def test_what_a_coarser_spacing_makes_smaller_than_half_a_window_is_refused():
+    image = volume((14, 15, 16))  # at factor 6 it is 2 x 3 x 3 voxels, the window 6
+    for act in (predictor(coarser=6.0).predict, predictor(coarser=6.0).plan):
+        with pytest.raises(GeometryError, match="at least half of the model's window") as caught:
+            act(image)
+        assert caught.value.code == "image-too-small"
+
+
+def test_a_rough_pass_without_mirroring_does_not_stand_for_one_with_it():
+    network = Brightness()
+    image = volume((30, 30, 30))
+    mirrored = predictor((network, card()), find_region=True, mirror=("i", "j"))
+    mirrored.predict(image)
+    axes = {axes for _, _, axes in mirrored._passes}
+    assert axes == {(), (0, 1)}
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), (1, 1, 0), (1, -1, 1), (1, 1, float("nan"))])
+def test_a_spacing_that_is_none_is_named(spacing):
+    with pytest.raises(ConfigError, match="three distances above 0") as caught:
+        predict(np.ones((9, 9, 9)), predictor(), spacing_mm=spacing)
+    assert caught.value.where == "spacing_mm"
+
+
+def test_voxels_that_float32_cannot_hold_are_the_images_fault():
+    data = np.random.default_rng(0).normal(0, 1, (9, 9, 9))
+    data[0, 0, 0] = 1e300
+    with pytest.raises(FormatError, match=r"found values up to 1e\+300") as caught:
+        predict(data, predictor(), spacing_mm=(1, 1, 1))
+    assert caught.value.code == "voxels-not-finite"
 
 
 def test_what_a_rough_pass_finds_is_looked_at_closely():

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 from medseg.core import Grid, LabelScheme, Volume, reorient
 from medseg.core.scheme import Code, Label
+from medseg.inference.sweep import Group
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_seg import read_seg
 from medseg.io.probabilities import read_probabilities
@@ -536,6 +538,22 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(model, tmp_path):
     assert plan["ram_bytes"] == sum(item["bytes"] for item in plan["items"])
 
 
+def test_a_dry_run_for_several_devices_plans_for_one_of_them(model, tmp_path):
+    image = make_nifti(tmp_path / "a.nii.gz")
+    one, several = (
+        predict_json(image, "-m", model, "--dry-run", "--device", device)
+        for device in ("cpu", "cpu,cpu")
+    )
+    assert several[0].exit_code == 0, several[0].stderr
+    items = [
+        [(item["name"], item["place"]) for item in answer["cases"][0]["plan"]["items"]]
+        for _, answer in (one, several)
+    ]
+    assert items[0] == items[1]
+    refused = run("predict", image, "-m", model, "--dry-run", "--device", "cpu,nowhere")
+    assert refused.exit_code == 2
+
+
 def test_a_dry_run_names_the_cases_that_cannot_be_planned(model, tmp_path):
     image = make_nifti(tmp_path / "case.nii.gz")
     (tmp_path / "broken.nii").write_bytes(b"no image at all")
@@ -715,6 +733,53 @@ def test_mirroring_that_training_did_not_know_is_warned_of(model, tmp_path):
     image = make_nifti(tmp_path / "case.nii.gz")
     _, answer = predict_json(image, "-m", model, "-o", tmp_path / "out", "--tta", "j")
     assert any("not trained with mirroring along j" in note for note in answer["cases"][0]["notes"])
+
+
+def test_a_run_that_fails_leaves_the_probabilities_that_were_there(model, tmp_path):
+    image, out = make_nifti(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert run("predict", image, "-m", model, "-o", out, "--probabilities").exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "a_probseg.h5" in before
+    options = ("--probabilities", "--overwrite", "--max-memory", "1MB")
+    result = run("predict", image, "-m", model, "-o", out, *options)
+    assert result.exit_code == 1
+    assert "memory-limit" in result.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_ctrl_c_ends_after_the_window_in_hand_and_keeps_what_is_finished(
+    model, tmp_path, monkeypatch
+):
+    """As a process would see it: the signal comes while the second case is segmented."""
+    first, second, third = (make_nifti(tmp_path / f"{n}.nii.gz") for n in "abc")
+    out = tmp_path / "out"
+    answer = Group.answer
+
+    def interrupting(self, x_bcijk, progress):
+        if (out / "a_report.json").exists() and progress.total > 1:
+            signal.raise_signal(signal.SIGINT)
+        return answer(self, x_bcijk, progress)
+
+    monkeypatch.setattr(Group, "answer", interrupting)
+    options = ("--overlap", "0.5", "--skip", "none")
+    result, told = predict_json(first, second, third, "-m", model, "-o", out, *options)
+    assert result.exit_code == 130
+    assert [case["case"] for case in told["cases"]] == ["a"]
+    assert told["not_done"] == ["b", "c"]
+    assert all(path.name.startswith("a_") for path in out.iterdir())
+
+
+def test_an_interrupt_while_results_are_written_leaves_no_part_of_them(
+    model, tmp_path, monkeypatch
+):
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.results.statistics_to_csv", interrupted)
+    out = tmp_path / "out"
+    result = run("predict", make_nifti(tmp_path / "a.nii.gz"), "-m", model, "-o", out)
+    assert result.exit_code == 130
+    assert list(out.iterdir()) == []
 
 
 def test_what_was_left_unfinished_is_named(model, tmp_path, monkeypatch):
