@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from medseg.core import LabelScheme
 from medseg.errors import ConfigError, one_of
 
-__all__ = ["BRATS_REGIONS", "Structure", "brats_regions", "label_structures"]
+__all__ = ["BRATS_REGIONS", "Structure", "brats_regions", "check_names", "label_structures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +34,29 @@ class Structure:
             )
 
 
-BRATS_REGIONS: dict[str, tuple[Structure, ...]] = {
-    "brats-2018": (
-        Structure("WT", (1, 2, 4)),
-        Structure("TC", (1, 4)),
-        Structure("ET", (4,)),
-    ),
-    "brats-2023": (
-        Structure("WT", (1, 2, 3)),
-        Structure("TC", (1, 3)),
-        Structure("ET", (3,)),
-    ),
-    "brats-2024-gli": (
-        Structure("WT", (1, 2, 3)),
-        Structure("TC", (1, 3)),
-        Structure("ET", (3,)),
-        Structure("RC", (4,)),
-    ),
-}
-"""Whole tumour, tumour core, enhancing tumour and resection cavity by the challenge's year.
+def _tumour(
+    whole: tuple[int, ...], core: tuple[int, ...], enhancing: int, cavity: int | None = None
+) -> tuple[Structure, ...]:
+    regions = (
+        Structure("whole tumour", whole),
+        Structure("tumour core", core),
+        Structure("enhancing tumour", (enhancing,)),
+    )
+    return regions if cavity is None else (*regions, Structure("resection cavity", (cavity,)))
 
-Until 2022 label 4 is enhancing tumour and 3 is not used; from 2023 on 3 is enhancing tumour; in the
-post-treatment glioma task of 2024 label 4 is the resection cavity.
+
+BRATS_REGIONS: dict[str, tuple[Structure, ...]] = {
+    "brats-2012-2015": _tumour((1, 2, 3, 4), (1, 3, 4), 4),
+    "brats-2018-2021": _tumour((1, 2, 4), (1, 4), 4),
+    "brats-2023": _tumour((1, 2, 3), (1, 3), 3),
+    "brats-2024-gli": _tumour((1, 2, 3), (1, 3), 3, 4),
+    "brats-nnunet-137": _tumour((1, 2, 3), (2, 3), 3),
+}
+"""Whole tumour, tumour core and enhancing tumour by the numbering of the challenge's year.
+
+Label 4 is enhancing tumour until 2021 and 3 from 2023 on; in the post-treatment task of 2024 label
+4 is the resection cavity, which belongs to none of the three. nnU-Net's Dataset137 has an order of
+its own.
 """
 
 
@@ -67,7 +68,10 @@ def label_structures(scheme: LabelScheme, ignored: int | None = None) -> tuple[S
 
 
 def brats_regions(name: str, present: Collection[int]) -> tuple[str, tuple[Structure, ...]]:
-    """The regions of a BraTS challenge, told apart by the labels where only ``brats`` is given.
+    """The regions of a BraTS challenge; ``brats`` alone is taken where the labels leave no doubt.
+
+    Labels 1, 2 and 4 occur together without 3 in one numbering only. 1 to 3 may be that of 2023 or
+    nnU-Net's, 1 to 4 that of 2012 or of 2024: those must be named.
 
     Args:
         name: A key of :data:`BRATS_REGIONS`, or ``brats``.
@@ -90,15 +94,12 @@ def brats_regions(name: str, present: Collection[int]) -> tuple[str, tuple[Struc
             code="regions-unknown",
         )
     values = set(present) - {0}
-    if values <= {1, 2, 3, 4} and values & {3, 4}:
-        key = {(False, True): "brats-2018", (True, False): "brats-2023"}.get(
-            (3 in values, 4 in values), "brats-2024-gli"
-        )
-        return key, BRATS_REGIONS[key]
+    if values == {1, 2, 4}:
+        return "brats-2018-2021", BRATS_REGIONS["brats-2018-2021"]
     raise ConfigError(
         "regions brats",
-        expected="labels 1, 2, 4 (until 2022), 1 to 3 (from 2023) or 1 to 4 (treated, 2024)",
-        found=f"labels {sorted(values)} in all references together",
+        expected="labels 1, 2 and 4, which only the numbering of 2018 to 2021 has",
+        found=f"labels {sorted(values)} in all references together, which more than one has",
         remedy=f"name one of {', '.join(BRATS_REGIONS)}",
         code="regions-unclear",
     )
