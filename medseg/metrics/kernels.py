@@ -211,6 +211,13 @@ def _searched(
 
 
 @compiled()
+def _widen(box: Untyped, i: Untyped, j: Untyped, k: Untyped) -> None:
+    box[0, 0], box[0, 1] = min(box[0, 0], i), max(box[0, 1], i)
+    box[1, 0], box[1, 1] = min(box[1, 0], j), max(box[1, 1], j)
+    box[2, 0], box[2, 1] = min(box[2, 0], k), max(box[2, 1], k)
+
+
+@compiled()
 def count_pairs(prediction: Untyped, reference: Untyped, rows: Untyped, number: Untyped) -> Untyped:
     """How often each pair of labels meets, and the box of every label, in one pass.
 
@@ -241,11 +248,8 @@ def count_pairs(prediction: Untyped, reference: Untyped, rows: Untyped, number: 
                 # an ignored value in the prediction is no structure
                 p = max(p, 0)
                 counts[p, r] += 1
-                for which, row in ((0, p), (1, r)):
-                    if row == 0:
-                        continue
-                    box = boxes[which, row]
-                    box[0, 0], box[0, 1] = min(box[0, 0], i), max(box[0, 1], i)
-                    box[1, 0], box[1, 1] = min(box[1, 0], j), max(box[1, 1], j)
-                    box[2, 0], box[2, 1] = min(box[2, 0], k), max(box[2, 1], k)
+                if p > 0:
+                    _widen(boxes[0, p], i, j, k)
+                if r > 0:
+                    _widen(boxes[1, r], i, j, k)
     return counts, boxes
