@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing import get_context
@@ -52,7 +52,7 @@ __all__ = ["EvaluationOrder", "evaluate", "write_evaluation"]
 
 STAGE = "evaluating"
 _PICTURES = 12
-_CASES_PER_PROCESS = 4
+_WORTH_PROCESSES_S = 10.0
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -71,7 +71,7 @@ class EvaluationOrder:
         ignore_label: Name or value of the label that counts in nothing.
         only: Cases to keep; None keeps all.
         bootstrap: How intervals are found.
-        jobs: Processes; None takes as many as there are cores, one for four cases at most.
+        jobs: Processes; None takes as many as there are cores where that is worth their start.
     """
 
     predictions: Path
@@ -111,36 +111,35 @@ def evaluate(
     jobs = [
         _Job(case, pairing.predictions.get(case), path) for case, path in pairing.references.items()
     ]
-    with _workers(order.jobs, len(jobs)) as spread:
-        source = find_labels(order.labels, order.model, order.predictions, order.references)
-        present: set[int] = set()
-        if source is None or list(order.regions) == ["brats"]:
-            listener.started("reading labels", len(jobs))
-            for number, values in enumerate(spread(_values, jobs)):
-                present |= set(values)
-                listener.advanced("reading labels", number + 1)
-        if source is None:
-            source = _without_ignored(plain_labels(present), order.ignore_label)
-        ignored = ignored_value(source, order.ignore_label)
-        scheme = with_ignored(source.scheme, ignored)
-        chosen_by, structures = chosen_structures(source, order.regions, ignored, present)
-        settings = order.settings.model_copy(update={"ignore_value": ignored})
-        _check_tolerances(settings, structures)
-        measure = partial(_measured, scheme=scheme, structures=structures, settings=settings)
-        scores: dict[str, tuple[StructureScores, ...]] = {}
-        failed: list[Failure] = []
-        listener.started(STAGE, len(jobs))
-        for number, outcome in enumerate(spread(measure, jobs)):
-            if listener.cancelled():
-                raise Cancelled
-            if outcome.result is None:
-                code, message = outcome.code or "unexpected", outcome.message or ""
-                if code in ("unexpected", "out-of-memory"):
-                    message = f"{outcome.case.case}: {message}"
-                failed.append(Failure(outcome.case.case, code, message))
-            else:
-                scores[outcome.case.case] = outcome.result
-            listener.advanced(STAGE, number + 1)
+    source = find_labels(order.labels, order.model, order.predictions, order.references)
+    present: set[int] = set()
+    if source is None or list(order.regions) == ["brats"]:
+        listener.started("reading labels", len(jobs))
+        for number, values in enumerate(_spread(_values, jobs, order.jobs)):
+            present |= set(values)
+            listener.advanced("reading labels", number + 1)
+    if source is None:
+        source = _without_ignored(plain_labels(present), order.ignore_label)
+    ignored = ignored_value(source, order.ignore_label)
+    scheme = with_ignored(source.scheme, ignored)
+    chosen_by, structures = chosen_structures(source, order.regions, ignored, present)
+    settings = order.settings.model_copy(update={"ignore_value": ignored})
+    _check_tolerances(settings, structures)
+    measure = partial(_measured, scheme=scheme, structures=structures, settings=settings)
+    scores: dict[str, tuple[StructureScores, ...]] = {}
+    failed: list[Failure] = []
+    listener.started(STAGE, len(jobs))
+    for number, outcome in enumerate(_spread(measure, jobs, order.jobs)):
+        if listener.cancelled():
+            raise Cancelled
+        if outcome.result is None:
+            code, message = outcome.code or "unexpected", outcome.message or ""
+            if code in ("unexpected", "out-of-memory"):
+                message = f"{outcome.case.case}: {message}"
+            failed.append(Failure(outcome.case.case, code, message))
+        else:
+            scores[outcome.case.case] = outcome.result
+        listener.advanced(STAGE, number + 1)
     if not scores:
         raise FormatError(
             "evaluation",
@@ -251,19 +250,34 @@ def _check_tolerances(settings: EvaluationSettings, structures: Sequence[Structu
         )
 
 
-@contextmanager
-def _workers(
-    jobs: int | None, cases: int
-) -> Iterator[Callable[[Callable[[ItemT], ResultT], Iterable[ItemT]], Iterator[ResultT]]]:
-    """A ``map`` in order, over processes where that is worth it."""
-    wanted = jobs or min(os.cpu_count() or 1, cases // _CASES_PER_PROCESS)
-    processes = max(1, min(wanted, cases))
-    if processes == 1:
-        yield map
-        return
+def _spread(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], jobs: int | None
+) -> Iterator[ResultT]:
+    """Results in the order of the items, from other processes once that is worth their start.
+
+    The first is done here, so that what numba compiles is on disk before others need it. Without
+    ``jobs`` further ones are, until those measured let expect more than a few seconds.
+    """
+    processes = min(jobs or os.cpu_count() or 1, max(1, len(items) - 1))
+    begun = 0.0
+    for done, item in enumerate(items):
+        if done == 1:
+            begun = time.perf_counter()
+        yield function(item)
+        left = len(items) - done - 1
+        spent_s = time.perf_counter() - begun
+        wanted = bool(jobs) or (done > 0 and spent_s / done * left > _WORTH_PROCESSES_S)
+        if processes > 1 and left > 1 and wanted:
+            yield from _by_processes(function, items[done + 1 :], min(processes, left))
+            return
+
+
+def _by_processes(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], processes: int
+) -> Iterator[ResultT]:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         try:
-            yield pool.map
+            yield from pool.map(function, items)
         except BrokenProcessPool as error:
             raise ResourceError(
                 "evaluation",

@@ -137,8 +137,10 @@ class _Pair:
         order = [
             int(axis) for axis in np.argsort([-abs(s) for s in reference.strides], kind="stable")
         ]
-        prediction = np.ascontiguousarray(prediction.transpose(order))
-        reference = np.ascontiguousarray(reference.transpose(order))
+        # one type for both, so that fewer kernels are compiled
+        dtype = np.result_type(prediction.dtype, reference.dtype)
+        prediction = np.ascontiguousarray(prediction.transpose(order), dtype=dtype)
+        reference = np.ascontiguousarray(reference.transpose(order), dtype=dtype)
         highest = max(int(prediction.max()), int(reference.max()), ignored or 0)
         rows = np.arange(highest + 1, dtype=np.int32)
         if ignored is not None:

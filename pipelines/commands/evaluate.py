@@ -88,7 +88,8 @@ def evaluate(
     draws: Draws = 2000,
     seed: Seed = 0,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default: the cores, 1 for 4 cases.")
+        int | None,
+        typer.Option(min=1, help="Processes; default: one, or as many as cores if it takes long."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
