@@ -199,6 +199,7 @@ def twenty_labels(repeats: int, shape: Sequence[int] = SHAPE) -> dict[str, float
     if not np.array_equal(
         [list(values.values()) for values in together()],
         [list(values.values()) for values in apart()],
+        equal_nan=True,
     ):
         raise ArithmeticError("20 labels in one pass and in 20 passes differ")
     work = {

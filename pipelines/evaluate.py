@@ -192,11 +192,12 @@ def write_evaluation(
         ResourceError: If the folder cannot be written.
     """
     check_free(out, overwrite)
+    page = _page(evaluation, pairing, scheme, images)
     prepare_output(out)
     (out / SUMMARY).unlink(missing_ok=True)
     files = {"cases": out / CASES, "page": out / PAGE, "summary": out / SUMMARY}
     write_text(files["cases"], evaluation.cases_csv())
-    write_text(files["page"], _page(evaluation, pairing, scheme, images))
+    write_text(files["page"], page)
     write_text(files["summary"], _json(evaluation.summary()))
     return files
 
@@ -214,6 +215,22 @@ def check_free(out: Path, overwrite: bool) -> None:
             found="one from an earlier run",
             remedy="add --overwrite, or choose another output folder",
             code="output-exists",
+        )
+
+
+def check_images(images: Path | None) -> None:
+    """Check that the folder of images is one.
+
+    Raises:
+        ConfigError: ``folder-missing``.
+    """
+    if images is not None and not images.is_dir():
+        raise ConfigError(
+            "--images",
+            expected="a folder of images",
+            found="no such folder",
+            remedy="leave it out to draw the labels alone",
+            code="folder-missing",
         )
 
 
@@ -427,14 +444,6 @@ def _worst(
 def _image_files(images: Path | None) -> dict[str, Path]:
     if images is None:
         return {}
-    if not images.is_dir():
-        raise ConfigError(
-            "--images",
-            expected="a folder of images",
-            found="no such folder",
-            remedy="leave it out to draw the labels alone",
-            code="folder-missing",
-        )
     files: dict[str, Path] = {}
     for path in sorted(images.rglob("*")):
         stem = image_stem(path)

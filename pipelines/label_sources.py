@@ -168,6 +168,7 @@ def chosen_structures(
     Raises:
         ConfigError: If regions are unknown, mixed, or of labels that do not exist.
     """
+    regions = list(regions)
     if not regions and source.regions and source.origin.startswith("model"):
         regions = ["model"]
     if not regions:

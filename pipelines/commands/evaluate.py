@@ -102,6 +102,7 @@ def evaluate(
     from pipelines.evaluate import (  # noqa: PLC0415
         EvaluationOrder,
         check_free,
+        check_images,
         problems,
         write_evaluation,
     )
@@ -110,6 +111,7 @@ def evaluate(
     from pipelines.progress import console_listener  # noqa: PLC0415
 
     check_free(out, overwrite)
+    check_images(images)
     overall, by_structure = _tolerances(tolerance_mm or [])
     settings = _settings(
         tolerance_mm=overall,

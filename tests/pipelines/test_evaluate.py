@@ -101,8 +101,8 @@ def test_the_summary_holds_rules_counts_and_means(folders):
     assert summary["cases"]["scored"] == 3
     saved = read_evaluation(out)
     dice = saved.values_csm[:, :, 0]
-    entry = summary["results"]["tumour"]["dice"]
-    assert entry["mean"] == pytest.approx(dice[:, 1].mean())
+    entry = summary["results"]["organ"]["dice"]
+    assert entry["mean"] == pytest.approx(dice[:, 0].mean())
     assert entry["worst_case"] == "case_4"
     assert entry["interval"][0] <= entry["mean"] <= entry["interval"][1]
     assert summary["mean"]["dice"]["mean"] == pytest.approx(dice.mean())
@@ -115,7 +115,8 @@ def test_the_page_has_pictures_and_loads_nothing(folders):
     run("evaluate", predictions, references, "-o", out, "--images", out.parent / "images")
     page = (out / "report.html").read_text()
     assert page.count("<img src=") == 6
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     assert "case_2, tumour: Dice" in page
     assert "case_4" in page
 
