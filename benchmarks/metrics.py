@@ -1,7 +1,7 @@
 """Surface metrics beside MONAI, medpy and surface-distance: HD95 and surface Dice of two masks.
 
 The masks are rough ellipsoids that fill two thirds of 160 x 192 x 160 along each axis; cut into
-blocks they are a map of 20 labels. Before anything is timed the figures must agree: with
+five slabs of quarters they are a map of 20 labels. Before anything is timed the figures must agree: with
 surface-distance to 1e-9, with MONAI and medpy under their own definitions of a surface to 1e-4. The
 repetitions go round: every side once, then all again; printed is the least time of each.
 
@@ -13,6 +13,7 @@ Exits with 1 if figures disagree.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -77,10 +78,16 @@ def two_masks(shape: Sequence[int] = SHAPE) -> tuple[Mask, Mask]:
 def label_maps(shape: Sequence[int] = SHAPE) -> tuple[LabelMap, LabelMap]:
     """The same cut into 20 labels by blocks."""
     blocks = np.zeros(shape, dtype=np.uint8)
-    rows = np.array_split(np.arange(shape[1]), 5)
-    columns = np.array_split(np.arange(shape[2]), 4)
-    for number in range(LABELS):
-        blocks[:, rows[number // 4][:, None], columns[number % 4][None, :]] = number + 1
+    middle_j, middle_k = shape[1] // 2, shape[2] // 2
+    # five slabs of the part that the ellipsoids fill, in quarters
+    edges = np.linspace(shape[0] / 6, 5 * shape[0] / 6, 6).astype(int)
+    edges[0], edges[-1] = 0, shape[0]
+    for slab, (first, stop) in enumerate(itertools.pairwise(edges)):
+        quarters = blocks[first:stop]
+        quarters[:, :middle_j, :middle_k] = 4 * slab + 1
+        quarters[:, :middle_j, middle_k:] = 4 * slab + 2
+        quarters[:, middle_j:, :middle_k] = 4 * slab + 3
+        quarters[:, middle_j:, middle_k:] = 4 * slab + 4
     grid = Grid((shape[0], shape[1], shape[2]), np.diag([*SPACING_MM, 1.0]))
     scheme = LabelScheme.plain("blocks", {n + 1: f"block {n + 1}" for n in range(LABELS)})
     one, other = (np.where(mask, blocks, 0).astype(np.uint8) for mask in two_masks(shape))

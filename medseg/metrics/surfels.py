@@ -65,23 +65,24 @@ def surfel_areas(axes_mm: npt.ArrayLike) -> Floats:
         ``(256,)`` float64, square millimetres.
     """
     steps = np.asarray(axes_mm, dtype=np.float64)
-    areas = np.zeros(256)
-    for code, sides in _triangles().items():
-        sides_mm = sides @ steps.T
-        areas[code] = 0.5 * np.linalg.norm(np.cross(sides_mm[:, 0], sides_mm[:, 1]), axis=1).sum()
-    return areas
+    sides, codes = _triangles()
+    sides_mm = sides @ steps.T
+    areas = 0.5 * np.linalg.norm(np.cross(sides_mm[:, 0], sides_mm[:, 1]), axis=1)
+    return np.bincount(codes, areas, minlength=256).astype(np.float64)
 
 
 @cache
-def _triangles() -> dict[int, Floats]:
-    """Code to ``(triangles, 2, 3)``: two sides of every triangle, in units of the cell."""
+def _triangles() -> tuple[Floats, npt.NDArray[np.int64]]:
+    """``(n, 2, 3)`` two sides of every triangle, in units of the cell, and ``(n,)`` its code."""
     shapes = _placed_shapes()
-    found = {}
+    found, codes = [], []
     for code in range(1, 255):
         inside = {corner for corner in _CORNERS if code >> _bit(corner) & 1}
         fewer = inside if len(inside) <= 4 else set(_CORNERS) - inside
-        found[code] = np.concatenate([shapes[group] for group in _groups(fewer)])
-    return found
+        for group in _groups(fewer):
+            found.append(shapes[group])
+            codes += [code] * len(shapes[group])
+    return np.concatenate(found), np.array(codes)
 
 
 def _placed_shapes() -> dict[frozenset[Corner], Floats]:
