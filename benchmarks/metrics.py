@@ -2,7 +2,7 @@
 
 The masks are rough ellipsoids that fill two thirds of 160 x 192 x 160 along each axis; cut into
 five slabs of quarters they are a map of 20 labels. Before anything is timed the figures must agree:
-with surface-distance to 1e-9, with MONAI and medpy under their own definitions of a surface to 1e-4.
+with surface-distance to 1e-9, with MONAI and medpy by their own definitions of a surface to 1e-4.
 The repetitions go round: every side once, then all again; printed is the least time of each.
 
     python -m benchmarks.metrics [--repeats N] [--threads N] [--json FILE]
