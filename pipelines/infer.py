@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.atomic import write_bytes
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
 from medseg.inference.memory import MemoryPlan, PeakMeter
@@ -21,6 +19,7 @@ from medseg.io.checks import relocated
 from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image
 from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
+from pipelines.output import prepare_output
 from pipelines.results import RESULTS, Wishes, opened_probabilities, write_results
 
 __all__ = [
@@ -139,27 +138,6 @@ def _channel_case(channels: Sequence[str]) -> Case:
             )
         found[name] = Path(path)
     return Case(case_name(next(iter(found.values()))), found)
-
-
-def prepare_output(folder: Path) -> None:
-    """Make the output folder and prove that it can be written.
-
-    Raises:
-        ResourceError: If it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            str(folder),
-            expected="a folder that can be made and written",
-            found=error.strerror or type(error).__name__,
-            remedy="choose another output folder",
-            code="output-unwritable",
-        ) from error
-    probe = folder / f".{secrets.token_hex(8)}.tmp"
-    write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)
 
 
 def check_channel_names(cases: Sequence[Case], card: ModelCard) -> None:

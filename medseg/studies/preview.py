@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,27 +167,52 @@ class Scene:
         Raises:
             GeometryError: If no voxel has the label.
         """
-        counts = self.counts[value]
+        return self.planes_round((value,), panel_px=panel_px)
+
+    def planes_round(
+        self, values: Sequence[int], *, fullest: Sequence[int] = (), panel_px: int = 150
+    ) -> bytes:
+        """A JPEG file of three planes through several structures, cut out round them.
+
+        Args:
+            values: Labels that are drawn, at least one of which has voxels.
+            fullest: Where one of these has voxels the planes show most of them, else they go
+                through the centroid of ``values``.
+            panel_px: Side of each of the three panels.
+
+        Raises:
+            GeometryError: If no voxel has any of the labels.
+        """
+        counts = self._counted(values)
         if not counts[0].any():
             raise GeometryError(
                 "picture",
                 expected="a structure with at least one voxel",
-                found=f"none of label {value}",
+                found=f"none of label {', '.join(map(str, values))}",
                 remedy="draw structures that are present",
                 code="structure-absent",
             )
         box = self._box_round(counts)
+        most = self._counted(fullest)
         canvas = Image.new("RGB", (3 * panel_px + 2 * _GAP_PX, panel_px), _BACK)
         px_per_mm = panel_px / max(self._extents_mm(box))
         window = _contrast(self.data_ijk[box])
         for column, (_, along, across, up, _, _) in enumerate(_VIEWS):
             size = self._size_px(box, across, up, px_per_mm)
-            panel = self._panel(
-                along, _middle(counts[along]), box, size, window, line_px=1, only=value
-            )
+            index = int(most[along].argmax()) if most[along].any() else _middle(counts[along])
+            panel = self._panel(along, index, box, size, window, line_px=1, only=values)
             left = column * (panel_px + _GAP_PX)
             canvas.paste(panel, (left + (panel_px - size[0]) // 2, (panel_px - size[1]) // 2))
         return _jpeg(canvas)
+
+    def _counted(self, values: Sequence[int]) -> list[Counts]:
+        """Voxels of several labels in every plane across each axis."""
+        return [
+            np.sum([self.counts[value][axis] for value in values], axis=0, dtype=np.int64)
+            if values
+            else np.zeros(extent, dtype=np.int64)
+            for axis, extent in enumerate(self.data_ijk.shape)
+        ]
 
     def heat_slice(
         self, entropy_ijk: Pixels | None, axis: int, index: int, panel_px: int = 260
@@ -266,7 +292,7 @@ class Scene:
         window: tuple[float, float],
         *,
         line_px: int,
-        only: int | None = None,
+        only: Sequence[int] | None = None,
         heat_ijk: Pixels | None = None,
     ) -> Image.Image:
         low, high = window
@@ -277,7 +303,7 @@ class Scene:
         pixels = np.repeat(np.asarray(grey)[..., None], 3, axis=2).astype(np.float32)
         mask = _plane(self.label_ijk, along, index, box).astype(np.int32)
         if only is not None:
-            mask[mask != only] = 0
+            mask[~np.isin(mask, only)] = 0
         present = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         colours = np.zeros((max(label.value for label in self.labels) + 1, 3), dtype=np.float32)
         for label in self.labels:

@@ -6,15 +6,24 @@ holds what is handed in and nothing else; every text is escaped.
 
 from __future__ import annotations
 
-import base64
-import html
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 
 from medseg import NOTICE, __version__
 from medseg.core import Label, LabelMap, Volume
 from medseg.core.uncertainty import DoubtfulSlice, UncertaintySummary
+from medseg.studies.page import (
+    SCRIPT,
+    PictureBudget,
+    escaped,
+    heading,
+    in_words,
+    is_empty,
+    is_list,
+    is_number,
+    page_head,
+    sort_key,
+)
 from medseg.studies.preview import HEAT_STOPS, Scene
 
 __all__ = ["case_report_html"]
@@ -25,7 +34,6 @@ _PICTURE_BYTES = 6 * 2**20
 _COLUMNS = 7
 
 _FIRST = ("name", "value", "voxels", "volume_ml")
-_UNITS = {"ml": "ml", "mm": "mm", "mm2": "mm²", "mm3": "mm³", "percent": "%"}
 _MODEL = ("name", "version", "licence", "weights_sha256", "labels")
 # what the manifest calls its parts, and what the page calls them
 _PARTS = {
@@ -38,76 +46,6 @@ _PARTS = {
 }
 _SHOWN_ELSEWHERE = ("case", "model", "notice", "statistics", "uncertainty", "volumes_ml")
 _NO_PICTURE = "<p class=quiet>Smaller structures left out to keep the page small: {}.</p>"
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1c1e21;--quiet:#5b6168;--line:#d5d9de;--back:#fff;
---soft:#f4f5f7;--warn:#fff4d6}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e8ea;--quiet:#a3abb3;--line:#3a4047;
---back:#17191c;--soft:#20242a;--warn:#3a3115}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:64rem;padding:1.5rem 1.25rem 3rem;background:var(--back);
-color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-h1{font-size:1.5rem;line-height:1.25;margin:0 0 .25rem;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:2.25rem 0 .6rem;padding-bottom:.25rem;
-border-bottom:1px solid var(--line)}
-h3{font-size:1rem;margin:1.4rem 0 .4rem}
-p{margin:.4rem 0 .7rem;max-width:46rem}
-.quiet,caption,figcaption{color:var(--quiet)}
-.notice{background:var(--warn);padding:.5rem .75rem;border-radius:4px;font-weight:600;
-max-width:none}
-.wide{overflow-x:auto;margin:.4rem 0 1rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-caption{text-align:left;padding:0 0 .3rem}
-th,td{padding:.25rem .8rem .25rem 0;text-align:left;vertical-align:top;
-border-bottom:1px solid var(--line)}
-thead th{vertical-align:bottom;font-weight:600}
-th[scope=row]{font-weight:400}
-td.number,th.number{text-align:right}
-td.text{overflow-wrap:anywhere}
-td.bar{width:11rem;padding-right:0;vertical-align:middle}
-.bar span{display:block;height:.75rem;min-width:1px;border-radius:2px;
-outline:1px solid rgba(128,128,128,.45);print-color-adjust:exact;-webkit-print-color-adjust:exact}
-.chip{display:inline-block;width:.75rem;height:.75rem;margin-right:.5rem;border-radius:2px;
-outline:1px solid rgba(128,128,128,.45);print-color-adjust:exact;-webkit-print-color-adjust:exact}
-img{max-width:100%;height:auto;border-radius:3px;background:#121214}
-figure{margin:.4rem 0 .8rem}
-.cards figure{display:inline-block;vertical-align:top;margin:0 1rem .75rem 0;max-width:100%;
-break-inside:avoid}
-figcaption{font-size:.9rem;overflow-wrap:anywhere}
-.cards figcaption{max-width:29rem;margin-bottom:.2rem;color:var(--ink)}
-.heat{display:inline-block;width:9rem;height:.7rem;border-radius:2px;vertical-align:middle;
-print-color-adjust:exact;-webkit-print-color-adjust:exact}
-button.sort{all:unset;cursor:pointer;font:inherit}
-button.sort:focus-visible{outline:2px solid currentColor;outline-offset:2px}
-th[aria-sort=ascending] button::after{content:" \\2191"}
-th[aria-sort=descending] button::after{content:" \\2193"}
-@page{size:A4;margin:14mm}
-@media print{:root{color-scheme:light;--ink:#000;--quiet:#444;--line:#bbb;--back:#fff;
---warn:#fff4d6}body{max-width:none;padding:0;font-size:10pt}.wide{overflow:visible}
-h2,h3{break-after:avoid}tr{break-inside:avoid}thead{display:table-header-group}
-.cards{orphans:1;widows:1}.cards figure{width:47%;margin-right:2%}
-table{font-size:8pt}th,td{padding-right:.5rem}td.bar{width:6rem}}
-"""
-
-# without it the tables are simply not sortable
-_SCRIPT = """
-document.querySelectorAll("table.sortable").forEach(function(table){
-var heads=table.tHead.rows[0].cells;
-Array.prototype.forEach.call(heads,function(head,column){
-if(!head.textContent.trim())return;
-var button=document.createElement("button");button.className="sort";button.type="button";
-button.textContent=head.textContent;head.textContent="";head.appendChild(button);
-button.addEventListener("click",function(){
-var down=head.getAttribute("aria-sort")==="ascending";
-Array.prototype.forEach.call(heads,function(h){h.removeAttribute("aria-sort")});
-head.setAttribute("aria-sort",down?"descending":"ascending");
-var body=table.tBodies[0];
-Array.prototype.slice.call(body.rows).sort(function(a,b){
-var x=a.cells[column].dataset.key,y=b.cells[column].dataset.key;
-if(x===""||y==="")return (x==="")-(y==="");
-var m=Number(x),n=Number(y),order=isNaN(m)||isNaN(n)?x.localeCompare(y):m-n;
-return down?-order:order}).forEach(function(row){body.appendChild(row)})})})});
-"""
 
 
 def case_report_html(
@@ -149,49 +87,22 @@ def case_report_html(
         ShapeError: If the entropy has other extents than the image.
     """
     scene = Scene.of(volume, labels)
-    budget = _Budget(_PICTURE_BYTES)
+    budget = PictureBudget(_PICTURE_BYTES)
     sections = [
-        _head(case),
+        page_head(f"{case}: segmentation"),
         _overview(scene, case, labels, budget),
         _model(manifest.get("model"), labels),
         _statistics(scene, labels, statistics),
         "" if uncertainty is None else _uncertainty(scene, labels, uncertainty, budget),
         _structures(scene, budget),
         _run(manifest),
-        f"<footer><p class=quiet>medseg {_text(__version__)}. {_text(NOTICE)}</p></footer>",
-        f"</main><script>{_SCRIPT}</script></body></html>\n",
+        f"<footer><p class=quiet>medseg {escaped(__version__)}. {escaped(NOTICE)}</p></footer>",
+        f"</main><script>{SCRIPT}</script></body></html>\n",
     ]
     return "\n".join(section for section in sections if section)
 
 
-class _Budget:
-    """What pictures may still take."""
-
-    def __init__(self, size: int) -> None:
-        self.left = size
-
-    def picture(self, content: bytes, kind: str, alt: str) -> str | None:
-        """An ``img`` element, or None if the picture is too large for what is left."""
-        if len(content) > self.left:
-            return None
-        self.left -= len(content)
-        data = base64.b64encode(content).decode("ascii")
-        return f'<img src="data:image/{kind};base64,{data}" alt="{_text(alt)}">'
-
-
-def _head(case: str) -> str:
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(case)}: segmentation</title><style>{_STYLE}</style></head><body><main>"
-    )
-
-
-def _overview(scene: Scene, case: str, labels: LabelMap, budget: _Budget) -> str:
+def _overview(scene: Scene, case: str, labels: LabelMap, budget: PictureBudget) -> str:
     grid = labels.grid
     shape = " x ".join(map(str, grid.shape_ijk))
     spacing = " x ".join(f"{step:.4g}" for step in grid.spacing_mm)
@@ -202,8 +113,8 @@ def _overview(scene: Scene, case: str, labels: LabelMap, budget: _Budget) -> str
         "outlined in its colour. The patient's right is on the left.",
     )
     return (
-        f"<h1>{_text(case)}</h1><p class=quiet>Segmentation report. {shape} voxels of {spacing} mm,"
-        f" axes towards {_text(grid.orientation)}.</p><p class=notice>{_text(NOTICE)}</p>"
+        f"<h1>{escaped(case)}</h1><p class=quiet>Segmentation report. {shape} voxels of {spacing} "
+        f"mm, axes towards {escaped(grid.orientation)}.</p><p class=notice>{escaped(NOTICE)}</p>"
         f"<figure>{picture or ''}<figcaption>The planes that show most of the segmentation. The "
         "patient's right is on the left.</figcaption></figure>"
     )
@@ -235,7 +146,7 @@ def _statistics(scene: Scene, labels: LabelMap, statistics: Sequence[Mapping[str
     if rows:
         parts.append(_table("Size of every structure", first, rows, colours, shares))
     if absent:
-        parts.append(f"<p>Not a voxel of: {_text(', '.join(absent))}.</p>")
+        parts.append(f"<p>Not a voxel of: {escaped(', '.join(absent))}.</p>")
     if not rows:
         return "".join(parts) if absent else ""
     for start in range(0, len(rest), _COLUMNS):
@@ -252,9 +163,9 @@ def _table(
     shares: Mapping[str, float] | None,
 ) -> str:
     """A table of structures, with volume bars if their lengths are given."""
-    numeric = {key for key in columns if all(_is_number(row.get(key)) for row in rows)}
+    numeric = {key for key in columns if all(is_number(row.get(key)) for row in rows)}
     heads = "".join(
-        f"<th scope=col{' class=number' if key in numeric else ''}>{_text(_title(key))}</th>"
+        f"<th scope=col{' class=number' if key in numeric else ''}>{escaped(heading(key))}</th>"
         for key in columns
     )
     body = []
@@ -263,15 +174,15 @@ def _table(
         cells = []
         for key in columns:
             value = row.get(key)
-            sort = f' data-key="{_text(_sort_key(value))}"'
+            sort = f' data-key="{escaped(sort_key(value))}"'
             if key == "name":
                 colour = colours.get(name)
                 chip = f'<span class=chip style="background:{colour}"></span>' if colour else ""
-                cells.append(f"<th scope=row{sort}>{chip}{_text(name)}</th>")
+                cells.append(f"<th scope=row{sort}>{chip}{escaped(name)}</th>")
             else:
                 kind = "number" if key in numeric else "text"
-                shown = _shown(value, whole=key in numeric)
-                cells.append(f"<td class={kind}{sort}>{_text(shown)}</td>")
+                shown = in_words(value, whole=key in numeric)
+                cells.append(f"<td class={kind}{sort}>{escaped(shown)}</td>")
         if shares is not None:
             length = f"width:{100 * shares.get(name, 0.0):.1f}%;background:{colours.get(name, '')}"
             bar = f'<span style="{length}"></span>' if shares.get(name) else ""
@@ -280,12 +191,12 @@ def _table(
     if shares is not None:
         heads += "<td class=bar></td>"
     return (
-        f"<div class=wide><table class=sortable><caption>{_text(caption)}</caption>"
+        f"<div class=wide><table class=sortable><caption>{escaped(caption)}</caption>"
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _structures(scene: Scene, budget: _Budget) -> str:
+def _structures(scene: Scene, budget: PictureBudget) -> str:
     present = [label for label in scene.labels if scene.counts[label.value][0].any()]
     if not present:
         return "<h2>Planes through every structure</h2><p>Nothing was segmented.</p>"
@@ -299,7 +210,7 @@ def _structures(scene: Scene, budget: _Budget) -> str:
         chip = f'<span class=chip style="background:{_hex(label)}"></span>'
         volume = f"{scene.volume_ml(label.value):.4g} ml"
         figures.append(
-            f"<figure><figcaption>{chip}{_text(label.name)}, {volume}</figcaption>"
+            f"<figure><figcaption>{chip}{escaped(label.name)}, {volume}</figcaption>"
             f"{picture}</figure>"
         )
     left_out = len(present) - len(figures)
@@ -312,7 +223,7 @@ def _structures(scene: Scene, budget: _Budget) -> str:
 
 
 def _uncertainty(
-    scene: Scene, labels: LabelMap, uncertainty: UncertaintySummary, budget: _Budget
+    scene: Scene, labels: LabelMap, uncertainty: UncertaintySummary, budget: PictureBudget
 ) -> str:
     colours = {label.name: _hex(label) for label in labels.scheme.labels}
     rows = [
@@ -351,8 +262,9 @@ def _uncertainty(
             alt = f"Slice {where}, with outlines and entropy."
             picture = budget.picture(content, "jpeg", alt)
         figures.append(
-            f"<figure><figcaption><strong>{rank}.</strong> {_text(where)}<br>{_text(doubt.label)}, "
-            f"mean entropy {doubt.mean_entropy:.3f}</figcaption>{picture or ''}</figure>"
+            f"<figure><figcaption><strong>{rank}.</strong> {escaped(where)}<br>"
+            f"{escaped(doubt.label)}, mean entropy {doubt.mean_entropy:.3f}</figcaption>"
+            f"{picture or ''}</figure>"
         )
     return "".join([*parts, f"<div class=cards>{''.join(figures)}</div>"])
 
@@ -380,12 +292,12 @@ def _run(manifest: Mapping[str, object]) -> str:
         parts.append(f"<h3>{title}</h3>")
         if isinstance(value, Mapping) and value:
             parts.append(_pairs(_with_total(value) if key == "seconds" else value, title))
-        elif _is_list(value) and value:
-            entries = "".join(f"<li>{_text(_shown(entry))}</li>" for entry in _entries(value))
+        elif is_list(value) and value:
+            entries = "".join(f"<li>{escaped(in_words(entry))}</li>" for entry in value)
             parts.append(f"<ul>{entries}</ul>")
         else:
-            shown = "None." if _is_empty(value) else _shown(value)
-            parts.append(f"<p>{_text(shown)}</p>")
+            shown = "None." if is_empty(value) else in_words(value)
+            parts.append(f"<p>{escaped(shown)}</p>")
     if plain:
         parts.insert(0, _pairs(plain, "Run"))
     return "".join(["<h2>Run</h2>", *parts]) if parts else ""
@@ -393,11 +305,11 @@ def _run(manifest: Mapping[str, object]) -> str:
 
 def _pairs(values: Mapping[str, object], caption: str) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{_text(_title(key))}</th>"
-        f"<td class=text>{_text(_in_unit(key, value))}</td></tr>"
+        f"<tr><th scope=row>{escaped(heading(key))}</th>"
+        f"<td class=text>{escaped(_in_unit(key, value))}</td></tr>"
         for key, value in _flat(values)
     )
-    label = f'aria-label="{_text(caption)}"'
+    label = f'aria-label="{escaped(caption)}"'
     return f"<div class=wide><table {label}><tbody>{rows}</tbody></table></div>"
 
 
@@ -418,74 +330,11 @@ def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str,
             yield name, value
 
 
-def _title(key: str) -> str:
-    """Key as words: ``surface_mm2`` is ``surface (mm²)``."""
-    stem, _, unit = key.rpartition("_")
-    if stem and unit in _UNITS:
-        return f"{stem.replace('_', ' ')} ({_UNITS[unit]})"
-    if stem and unit == "bytes":
-        return stem.replace("_", " ")
-    return key.replace("_", " ")
-
-
 def _in_unit(key: str, value: object) -> str:
     if key.endswith("bytes") and isinstance(value, Real) and not isinstance(value, bool):
         return f"{float(value) / 2**20:.1f} MiB"
-    return _shown(value)
-
-
-def _shown(value: object, *, whole: bool = False) -> str:
-    """A value as text; ``whole`` keeps a number's last zeros, so that columns line up."""
-    if _is_empty(value):
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_title(str(key))} {_shown(entry)}" for key, entry in value.items())
-    if _is_list(value):
-        return ", ".join(_shown(entry) for entry in _entries(value))
-    if isinstance(value, Real) and not isinstance(value, Integral):
-        text = _rounded(float(value))
-        return (
-            text.rstrip("0").rstrip(".") if "." in text and "e" not in text and not whole else text
-        )
-    return str(value)
-
-
-def _rounded(value: float) -> str:
-    """Four figures, without an exponent where digits do as well."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if 1e-4 <= abs(value) < 1e9:
-        return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
-    return f"{value:.3e}"
-
-
-def _sort_key(value: object) -> str:
-    if _is_empty(value):
-        return ""
-    return repr(float(value)) if isinstance(value, Real) else _shown(value)
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
-
-
-def _entries(value: object) -> Iterable[object]:
-    return value if isinstance(value, Sequence) else ()
+    return in_words(value)
 
 
 def _hex(label: Label) -> str:
     return f"#{bytes(label.rgb).hex()}"
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)

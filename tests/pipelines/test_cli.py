@@ -68,7 +68,8 @@ def test_the_version_is_the_packages():
 
 
 @pytest.mark.parametrize(
-    "command", [["demo"], ["train"], ["predict"], ["doctor"], ["models", "list"]]
+    "command",
+    [["demo"], ["train"], ["predict"], ["doctor"], ["models", "list"], ["evaluate"], ["compare"]],
 )
 def test_every_command_has_help_and_json(command):
     result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [*command, "--help"])
