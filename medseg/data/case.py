@@ -120,8 +120,8 @@ def check_same_grid(image: Grid, label: Grid, where: str) -> None:
     """Check that a label map lies on the grid of its image.
 
     Shapes must be equal, every voxel axis must point the same way within
-    :data:`GRID_TOLERANCE_DEG`, and corner voxels must meet within :data:`GRID_TOLERANCE_MM`, so that
-    the rounding of a header is no error and a shifted or turned map always is.
+    :data:`GRID_TOLERANCE_DEG`, and corner voxels must meet within :data:`GRID_TOLERANCE_MM`, so
+    that the rounding of a header is no error and a shifted or turned map always is.
 
     Raises:
         GeometryError: ``label-grid-differs``; the sentence holds the worst distance and angle.

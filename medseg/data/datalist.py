@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.core import LabelScheme
@@ -19,6 +19,7 @@ from medseg.data.splits import (
     Split,
     draw_folds,
     draw_split,
+    holds_split,
     published_split,
     read_split_file,
     save_folds,
@@ -130,7 +131,7 @@ def read_datalist(
 
     The first of these that applies divides them: what ``split`` names, ``split.json`` in the
     dataset's folder, the dataset's own division, or a draw of ``validation_fraction`` of the
-    patients with ``seed``.
+    patients with ``seed``. A case that is incomplete is refused, unless a split file leaves it out.
 
     Args:
         root: The dataset's folder, or the file of a list of paths.
@@ -149,7 +150,6 @@ def read_datalist(
         FormatError: If an index file is damaged or lacks what it must hold.
     """
     listing = list_cases(root, layout, scheme)
-    listing.check_complete()
     chosen = divide(
         root, listing, split, fold=fold, validation_fraction=validation_fraction, seed=seed
     )
@@ -181,6 +181,7 @@ def divide(
     fold: int = 0,
     validation_fraction: float = 0.2,
     seed: int = 0,
+    keep: bool = True,
 ) -> Split:
     """Divide listed cases, by the rules of :func:`read_datalist`.
 
@@ -188,23 +189,36 @@ def divide(
     afterwards, so that runs share them; where the folder cannot be written the same folds are drawn
     each time.
 
+    Args:
+        root: As there.
+        listing: What was listed.
+        split: As there.
+        fold: As there.
+        validation_fraction: As there.
+        seed: As there.
+        keep: Whether newly drawn folds are written.
+
     Raises:
-        ConfigError: As :func:`read_datalist`.
-        FormatError: If a split file is damaged.
+        MedsegError: As :func:`read_datalist`.
     """
     where, cases = str(root), listing.cases
     held_out = listing.parts.get("test", ())
+    note = ""
+    path = None if split in PUBLISHED or split == FOLDS else _split_path(root, split)
+    if path is not None:
+        if split is not None or holds_split(path):
+            return read_split_file(path, cases, listing.problems, fold=fold)
+        note = f"; {path.name} in the folder holds no split"
+    listing.check_complete()
     if split is not None and split in PUBLISHED:
         return published_split(split, cases, where)
     if split == FOLDS:
-        return _shared_fold(root, cases, fold, seed, held_out)
-    path = _split_path(root, split)
-    if path is not None:
-        return read_split_file(path, cases, fold=fold)
+        return _shared_fold(root, cases, fold, seed, held_out, keep=keep)
     if {"train", "validation"} <= set(listing.parts):
         train, validation, test = (listing.parts.get(part, ()) for part in PARTS)
-        return Split(train, validation, test, "the dataset's own division")
-    return draw_split(cases, validation_fraction, seed, where, held_out=held_out)
+        return Split(train, validation, test, f"the dataset's own division{note}")
+    drawn = draw_split(cases, validation_fraction, seed, where, held_out=held_out)
+    return replace(drawn, source=drawn.source + note)
 
 
 def folds_path(root: Path, seed: int) -> Path:
@@ -213,7 +227,13 @@ def folds_path(root: Path, seed: int) -> Path:
 
 
 def _shared_fold(
-    root: Path, cases: Sequence[Case], fold: int, seed: int, held_out: Sequence[str]
+    root: Path,
+    cases: Sequence[Case],
+    fold: int,
+    seed: int,
+    held_out: Sequence[str],
+    *,
+    keep: bool,
 ) -> Split:
     path = folds_path(root, seed)
     if path.is_file():
@@ -227,8 +247,9 @@ def _shared_fold(
             remedy="count the folds from 0",
             code="split-fold",
         )
-    with suppress(ResourceError):  # a read-only dataset: the same folds are drawn again
-        save_folds(path, folds)
+    if keep:
+        with suppress(ResourceError):  # a read-only dataset: the same folds are drawn again
+            save_folds(path, folds)
     return folds[fold]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from medseg.atomic import write_text
 from medseg.data.case import Case
-from medseg.data.layouts.listing import damaged, kind_of, refuse
+from medseg.data.layouts.listing import Problem, damaged, kind_of, refuse
 from medseg.errors import FormatError, one_of
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "draw_folds",
     "draw_split",
+    "holds_split",
     "published_split",
     "read_split_file",
     "save_folds",
@@ -211,21 +212,40 @@ def save_folds(path: Path, folds: Sequence[Split]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def holds_split(path: Path) -> bool:
+    """Whether a JSON file names parts at all; others call quite different files ``split.json``.
+
+    Raises:
+        FormatError: ``dataset-index`` if it is no JSON.
+    """
+    content = _parsed(path)
+    return not isinstance(content, Mapping) or bool({"train", "validation", "val"} & set(content))
+
+
 def read_split_file(
-    path: Path, cases: Sequence[Case], *, fold: int = 0, whole: bool = False
+    path: Path,
+    cases: Sequence[Case],
+    problems: Sequence[Problem] = (),
+    *,
+    fold: int = 0,
+    whole: bool = False,
 ) -> Split:
     """Read a split or one fold of several, and check it against the dataset.
 
     Args:
         path: The file.
-        cases: Every case of the dataset.
+        cases: Every case of the dataset that is complete.
+        problems: Those that are not; only a split that uses one is refused.
         fold: Which division of a file of folds, counted from 0.
         whole: Whether every case must be in some part.
 
     Raises:
         FormatError: ``dataset-index`` if the file is damaged.
         ConfigError: ``split-fold``, ``split-unknown-case``, ``split-leak``, ``split-incomplete``.
+        MedsegError: What is wrong with a case that the split uses.
     """
+    broken = {problem.case: problem.error for problem in problems}
+    known = {case.id for case in cases} | set(broken)
     content = _parsed(path)
     source = f"the file {path.name}"
     if isinstance(content, list):
@@ -241,12 +261,14 @@ def read_split_file(
     if not isinstance(content, Mapping):
         damaged(path, expected="a JSON object", found=type(content).__name__)
     parts = {
-        "train": _listed(path, "train", content.get("train"), cases),
+        "train": _listed(path, "train", content.get("train"), known),
         "validation": _listed(
-            path, "validation", content.get("validation", content.get("val")), cases
+            path, "validation", content.get("validation", content.get("val")), known
         ),
-        "test": _listed(path, "test", content["test"], cases) if "test" in content else (),
+        "test": _listed(path, "test", content["test"], known) if "test" in content else (),
     }
+    for name in (name for ids in parts.values() for name in ids if name in broken):
+        raise broken[name]
     _check_no_leak(path, parts, {case.id: case.patient for case in cases})
     left = sorted({case.id for case in cases} - {name for ids in parts.values() for name in ids})
     if whole and left:
@@ -276,10 +298,9 @@ def _parsed(path: Path) -> Any:  # noqa: ANN401 - parsed JSON
     return content
 
 
-def _listed(path: Path, part: str, ids: object, cases: Sequence[Case]) -> tuple[str, ...]:
+def _listed(path: Path, part: str, ids: object, known: Collection[str]) -> tuple[str, ...]:
     if not isinstance(ids, list) or not ids or not all(isinstance(name, str) for name in ids):
         damaged(path, expected=f'"{part}" as a list of case ids', found=kind_of(ids))
-    known = {case.id for case in cases}
     for name in ids:
         if name not in known:
             refuse(

@@ -127,7 +127,7 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 
 
 def _scheme(cases: list[Case], problems: list[Problem]) -> LabelScheme:
-    """One label for each name of a segment, in order of the names; damaged cases become problems."""
+    """One label for each name of a segment, in order of names; damaged cases become problems."""
     labels: dict[str, Label] = {}
     for case in tuple(cases):
         try:

@@ -1,4 +1,4 @@
-"""Synapse / BTCV abdominal CT as it is downloaded: ``img/imgNNNN.nii.gz``, ``label/labelNNNN.nii.gz``.
+"""Synapse / BTCV abdominal CT as it is downloaded: ``img/imgNNNN``, ``label/labelNNNN``, NIfTI.
 
 The thirteen organs of the challenge are read as ``btcv-13``. With the name of another scheme of
 abdominal organs (``transunet-8``, ``cascade-8``, ``emcad-8``) the values become those of that
