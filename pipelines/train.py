@@ -190,7 +190,10 @@ def train(
         # what is wrong with the network is told before the dataset is opened
         data = read_datalist(
             root,
+            layout=settings.data.layout,
+            scheme=settings.data.scheme,
             split=settings.data.split,
+            fold=settings.data.fold,
             validation_fraction=settings.data.validation_fraction,
             seed=settings.data.seed,
         )
@@ -545,6 +548,14 @@ def _remove_run(folder: Path) -> None:
 
 def _check_data(settings: RunSettings, data: DataList) -> None:
     data.check_scheme(settings.scheme())
+    if data.ignore_value is not None:
+        raise ConfigError(
+            f"dataset {data.name!r}",
+            expected="label maps in which every voxel is annotated",
+            found=f"the ignore label {data.ignore_value}",
+            remedy="fill or crop what is not annotated; losses do not leave voxels out yet",
+            code="dataset-ignored",
+        )
     if len(data.channels) != len(settings.inputs.channels):
         raise ConfigError(
             "inputs.channels",

@@ -11,7 +11,7 @@ from monai.data import CacheDataset, DataLoader, list_data_collate
 from monai.transforms import Compose, RandomizableTrait
 from torch.utils.data import Dataset, Sampler
 
-from medseg.data.datalist import Case
+from medseg.data.case import Case
 from medseg.events import Cancelled, Listener
 from medseg.training.transforms import ReadCase
 

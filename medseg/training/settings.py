@@ -37,13 +37,21 @@ class _Frozen(BaseModel):
 class DataSettings(_Frozen):
     """Where the cases are and how they are divided.
 
-    ``root`` is relative to the current directory. ``split`` names a split file; None takes the
-    dataset's own ``split.json``, or draws ``validation_fraction`` of the cases with ``seed``.
+    ``layout`` of "auto" looks at the folder. ``root`` is relative to the current directory.
+    ``scheme`` names the label scheme where the dataset does not say it or another is wanted.
+
+    ``split`` is the name of a published split, ``5-fold``, or a split file; None takes the
+    dataset's own, or draws ``validation_fraction`` of the patients with ``seed``. ``fold`` chooses
+    among several.
     """
 
-    layout: Literal["msd"] = "msd"
+    layout: Literal[
+        "auto", "msd", "nnunet", "synapse", "transunet", "acdc", "brats", "list", "dicom"
+    ] = "auto"
     root: Annotated[str, Field(min_length=1)]
+    scheme: Annotated[str, Field(min_length=1)] | None = None
     split: str | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
 

@@ -24,10 +24,8 @@ from monai.transforms import (
 from torch import Tensor
 
 from medseg.core import LabelScheme
-from medseg.data.datalist import Case
+from medseg.data.case import Case, read_labelled
 from medseg.data.preparation import ModelImage, prepare_labels
-from medseg.errors import GeometryError
-from medseg.io.reading import read_channels, read_labels
 from medseg.models.card import InputSettings
 from medseg.training.settings import AugmentationSettings
 
@@ -42,7 +40,6 @@ __all__ = [
 
 IMAGE = "image"
 LABEL = "label"
-_TOLERANCE_MM = 0.01
 
 
 @contextmanager
@@ -81,22 +78,10 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
         Raises:
             FormatError: If a file is damaged.
             GeometryError: If the channels or the label map lie on different grids.
-            MedsegError: As :func:`~medseg.io.reading.read_channels`.
+            MedsegError: As :func:`~medseg.data.case.read_labelled`.
         """
         names = [channel.name for channel in self.inputs.channels]
-        volume = read_channels(dict(zip(names, case.images, strict=True))).volume
-        labels = read_labels(case.label, self.scheme)
-        same_shape = volume.grid.shape_ijk == labels.grid.shape_ijk
-        if not same_shape or volume.grid.distance_mm(labels.grid) > _TOLERANCE_MM:
-            raise GeometryError(
-                str(case.label),
-                expected="the label map on the grid of its image",
-                found=f"corners {volume.grid.distance_mm(labels.grid):.2f} mm apart"
-                if same_shape
-                else f"extents {labels.grid.shape_ijk}, the image has {volume.grid.shape_ijk}",
-                remedy="resample the label map to the image's grid first",
-                code="label-grid-differs",
-            )
+        volume, labels = read_labelled(case, names, self.scheme)
         x_cijk = ModelImage(volume, self.inputs).whole()
         values_ijk = prepare_labels(labels, self.inputs)
         return {IMAGE: x_cijk, LABEL: _classes(values_ijk, self.scheme)[None], "id": case.id}
