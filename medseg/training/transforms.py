@@ -23,12 +23,13 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from medseg.core import LabelScheme
+from medseg.core import Label, LabelScheme
 from medseg.data.datalist import Case
 from medseg.data.preparation import ModelImage, prepare_labels
 from medseg.errors import GeometryError
 from medseg.io.reading import read_channels, read_labels
 from medseg.models.card import InputSettings
+from medseg.training.losses import IGNORED_CLASS
 from medseg.training.settings import AugmentationSettings
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "plain_tensors",
     "training_transforms",
     "validation_transforms",
+    "with_ignored",
 ]
 
 IMAGE = "image"
@@ -65,11 +67,16 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
     Args:
         inputs: Orientation, spacing and normalisation.
         scheme: What the label values mean; value number ``n`` becomes class ``n``.
+        ignore_value: Label value of voxels that nobody judged, not in the scheme; becomes
+            :data:`~medseg.training.losses.IGNORED_CLASS`.
     """
 
-    def __init__(self, inputs: InputSettings, scheme: LabelScheme) -> None:
+    def __init__(
+        self, inputs: InputSettings, scheme: LabelScheme, ignore_value: int | None = None
+    ) -> None:
         self.inputs = inputs
         self.scheme = scheme
+        self.ignore_value = ignore_value
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Read one case.
@@ -85,7 +92,7 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
         """
         names = [channel.name for channel in self.inputs.channels]
         volume = read_channels(dict(zip(names, case.images, strict=True))).volume
-        labels = read_labels(case.label, self.scheme)
+        labels = read_labels(case.label, with_ignored(self.scheme, self.ignore_value))
         same_shape = volume.grid.shape_ijk == labels.grid.shape_ijk
         if not same_shape or volume.grid.distance_mm(labels.grid) > _TOLERANCE_MM:
             raise GeometryError(
@@ -99,15 +106,26 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
             )
         x_cijk = ModelImage(volume, self.inputs).whole()
         values_ijk = prepare_labels(labels, self.inputs)
-        return {IMAGE: x_cijk, LABEL: _classes(values_ijk, self.scheme)[None], "id": case.id}
+        return {IMAGE: x_cijk, LABEL: self._classes(values_ijk)[None], "id": case.id}
+
+    def _classes(self, values_ijk: Tensor) -> Tensor:
+        values, ignored = self.scheme.values, self.ignore_value
+        kind = torch.uint8 if len(values) <= 255 else torch.int16
+        table = torch.zeros(max(*values, ignored or 0) + 1, dtype=kind)
+        for index, value in enumerate(values, start=1):
+            table[value] = index
+        if ignored is not None:
+            table[ignored] = IGNORED_CLASS
+        return table[values_ijk.long()]
 
 
-def _classes(values_ijk: Tensor, scheme: LabelScheme) -> Tensor:
-    kind = torch.uint8 if len(scheme.values) <= 255 else torch.int16
-    table = torch.zeros(max(scheme.values) + 1, dtype=kind)
-    for index, value in enumerate(scheme.values, start=1):
-        table[value] = index
-    return table[values_ijk.long()]
+def with_ignored(scheme: LabelScheme, ignore_value: int | None) -> LabelScheme:
+    """The scheme with the value of unjudged voxels as one more label, to read label maps by."""
+    if ignore_value is None:
+        return scheme
+    ignored = Label(ignore_value, f"not judged ({ignore_value})", (128, 128, 128))
+    labels = sorted((*scheme.labels, ignored), key=lambda label: label.value)
+    return LabelScheme(scheme.name, tuple(labels))
 
 
 def validation_transforms(read: ReadCase) -> Compose:
