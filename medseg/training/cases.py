@@ -54,21 +54,35 @@ class DrawSampler(Sampler[tuple[int, int]]):
     """Shuffled case numbers, each with the seed of its patch.
 
     Order and seeds follow from the run's seed, the epoch and the place in it alone: a run can be
-    repeated, and continued at an epoch, whatever drew random numbers meanwhile and however many
+    repeated, and continued at any step, whatever drew random numbers meanwhile and however many
     processes prepare the patches.
+
+    Where several processes train together, each gets its part of every batch: the batches of all
+    of them together are those of one process alone. What does not fill a batch is then left out.
 
     Args:
         count: Number of cases.
         seed: Seed of the run.
+        part: Number of this process.
+        parts: Number of processes.
+        batch_size: Cases of a batch over all processes; of no consequence for one process.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(
+        self, count: int, seed: int, *, part: int = 0, parts: int = 1, batch_size: int = 1
+    ) -> None:
         self.count = count
         self.seed = seed
+        self.part = part
+        self.parts = parts
+        self.batch_size = batch_size
         self.epoch = 0
+        self.skip = 0
 
     def __len__(self) -> int:
-        return self.count
+        if self.parts == 1:
+            return self.count
+        return self.count // self.batch_size * (self.batch_size // self.parts)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         entropy = (self.seed % _SEED_LIMIT, self.epoch)
@@ -76,7 +90,16 @@ class DrawSampler(Sampler[tuple[int, int]]):
         source = np.random.default_rng(entropy)
         order = source.permutation(self.count)
         seeds = source.integers(_SEED_LIMIT, size=self.count)
-        yield from zip(order.tolist(), seeds.tolist(), strict=True)
+        draws = list(zip(order.tolist(), seeds.tolist(), strict=True))
+        if self.parts > 1:
+            share = self.batch_size // self.parts
+            draws = [
+                draw
+                for first in range(0, self.count - self.batch_size + 1, self.batch_size)
+                for draw in draws[first + self.part * share : first + (self.part + 1) * share]
+            ]
+        skip, self.skip = self.skip, 0
+        yield from draws[skip:]
 
 
 class SeededCases(Dataset[Any]):
@@ -106,21 +129,33 @@ class SeededCases(Dataset[Any]):
 
 
 def training_loader(
-    cached: CacheDataset, *, batch_size: int, seed: int, workers: int, device: torch.device
+    cached: CacheDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    device: torch.device,
+    part: int = 0,
+    parts: int = 1,
 ) -> DataLoader:
-    """Batches of patches of all cases, newly shuffled in every epoch; a short last batch is left
-    out where there is a full one.
-    """  # noqa: D205 - one sentence
+    """Batches of patches of all cases, newly shuffled in every epoch.
+
+    A short last batch is left out where there is a full one. Of ``parts`` processes, number
+    ``part`` gets its share of each batch.
+    """
+    share = batch_size // parts
     return DataLoader(
         SeededCases(cached),
-        batch_size=batch_size,
-        sampler=DrawSampler(len(cached), seed),
+        batch_size=share,
+        sampler=DrawSampler(len(cached), seed, part=part, parts=parts, batch_size=batch_size),
         drop_last=len(cached) >= batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_interrupt if workers else None,
         collate_fn=list_data_collate,
         pin_memory=device.type == "cuda",
+        # one of its own: the loader then leaves alone the numbers that the network draws
+        generator=torch.Generator().manual_seed(seed % _SEED_LIMIT),
     )
 
 

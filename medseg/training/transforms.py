@@ -27,6 +27,7 @@ from medseg.core import LabelScheme
 from medseg.data.case import Case, read_labelled
 from medseg.data.preparation import ModelImage, prepare_labels
 from medseg.models.card import InputSettings
+from medseg.training.losses import IGNORED_CLASS
 from medseg.training.settings import AugmentationSettings
 
 __all__ = [
@@ -62,11 +63,16 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
     Args:
         inputs: Orientation, spacing and normalisation.
         scheme: What the label values mean; value number ``n`` becomes class ``n``.
+        ignore_value: Label value of voxels that nobody judged, not in the scheme; becomes
+            :data:`~medseg.training.losses.IGNORED_CLASS`.
     """
 
-    def __init__(self, inputs: InputSettings, scheme: LabelScheme) -> None:
+    def __init__(
+        self, inputs: InputSettings, scheme: LabelScheme, ignore_value: int | None = None
+    ) -> None:
         self.inputs = inputs
         self.scheme = scheme
+        self.ignore_value = ignore_value
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Read one case.
@@ -81,18 +87,20 @@ class ReadCase(Transform):  # type: ignore[misc]  # MONAI has no types
             MedsegError: As :func:`~medseg.data.case.read_labelled`.
         """
         names = [channel.name for channel in self.inputs.channels]
-        volume, labels = read_labelled(case, names, self.scheme)
+        volume, labels = read_labelled(case, names, self.scheme, self.ignore_value)
         x_cijk = ModelImage(volume, self.inputs).whole()
         values_ijk = prepare_labels(labels, self.inputs)
-        return {IMAGE: x_cijk, LABEL: _classes(values_ijk, self.scheme)[None], "id": case.id}
+        return {IMAGE: x_cijk, LABEL: self._classes(values_ijk)[None], "id": case.id}
 
-
-def _classes(values_ijk: Tensor, scheme: LabelScheme) -> Tensor:
-    kind = torch.uint8 if len(scheme.values) <= 255 else torch.int16
-    table = torch.zeros(max(scheme.values) + 1, dtype=kind)
-    for index, value in enumerate(scheme.values, start=1):
-        table[value] = index
-    return table[values_ijk.long()]
+    def _classes(self, values_ijk: Tensor) -> Tensor:
+        values, ignored = self.scheme.values, self.ignore_value
+        kind = torch.uint8 if len(values) <= 255 else torch.int16
+        table = torch.zeros(max(*values, ignored or 0) + 1, dtype=kind)
+        for index, value in enumerate(values, start=1):
+            table[value] = index
+        if ignored is not None:
+            table[ignored] = IGNORED_CLASS
+        return table[values_ijk.long()]
 
 
 def validation_transforms(read: ReadCase) -> Compose:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from ignite.engine import Engine, Events
@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from medseg.events import Cancelled, Listener
 from medseg.models.card import InputSettings
+from medseg.training.losses import IGNORED_CLASS, region_masks
 from medseg.training.precision import Numerics
 from medseg.training.transforms import IMAGE, LABEL
 
@@ -34,12 +35,14 @@ class Scores:
         mean: Mean over the structures that have a Dice.
         cases: Number of cases judged.
         seconds: Time it took.
+        per_case: Case id to the Dice of each structure there, NaN where the case does not hold it.
     """
 
     dice: dict[str, float]
     mean: float
     cases: int
     seconds: float
+    per_case: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Validator:
@@ -51,9 +54,11 @@ class Validator:
     Args:
         cached: The held-out cases.
         inputs: Window and overlap.
-        names: Names of the structures, in the order of the classes from 1 on.
+        names: Names of the structures, in the order of the classes from 1 on, or of the regions.
         device: Where the network is.
         numerics: Precision and layout.
+        regions: Class indices of each region, whose channels are on where the logit is above 0;
+            None for classes, of which the largest logit wins.
     """
 
     def __init__(
@@ -63,8 +68,10 @@ class Validator:
         names: Sequence[str],
         device: torch.device,
         numerics: Numerics,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.cached = cached
+        self.regions = regions
         self.names = tuple(names)
         self.device = device
         self.inferer = _Windows(inputs, device, numerics)
@@ -82,10 +89,19 @@ class Validator:
         """
         began = time.monotonic()
         chosen = spread(len(self.cached), limit)
-        loader = DataLoader(Subset(self.cached, chosen), batch_size=1, num_workers=0)
-        metric = DiceMetric(
-            include_background=False, reduction="none", num_classes=len(self.names) + 1
+        loader = DataLoader(
+            Subset(self.cached, chosen),
+            batch_size=1,
+            num_workers=0,
+            # one of its own: the loader then leaves alone the numbers that training draws
+            generator=torch.Generator(),
         )
+        metric = (
+            DiceMetric(include_background=False, reduction="none", num_classes=len(self.names) + 1)
+            if self.regions is None
+            else DiceMetric(include_background=True, reduction="none")
+        )
+        ids: list[str] = []
         was_training = network.training
         evaluator = SupervisedEvaluator(
             device=self.device,
@@ -100,8 +116,8 @@ class Validator:
         def judged(engine: Engine) -> None:
             nonlocal stopped
             output = engine.state.output
-            winners = output["pred"].argmax(dim=1, keepdim=True)
-            metric(y_pred=winners, y=output["label"].long())
+            metric(*self._compared(output["pred"], output["label"]))
+            ids.extend(engine.state.batch["id"])
             listener.advanced(STAGE_VALIDATION, engine.state.iteration)
             if listener.cancelled() and engine.state.iteration < len(chosen):
                 stopped = True
@@ -120,7 +136,20 @@ class Validator:
             mean=float(torch.nanmean(per_label)),
             cases=len(chosen),
             seconds=time.monotonic() - began,
+            per_case={
+                case: dict(zip(self.names, row, strict=True))
+                for case, row in zip(ids, per_case.tolist(), strict=True)
+            },
         )
+
+    def _compared(self, logits_bnijk: Tensor, target_b1ijk: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction and truth as Dice takes them; voxels that nobody judged are in neither."""
+        judged = target_b1ijk != IGNORED_CLASS
+        if self.regions is None:
+            winners = logits_bnijk.argmax(dim=1, keepdim=True)
+            return winners * judged, target_b1ijk.long() * judged
+        masks = region_masks(target_b1ijk, self.regions)
+        return ((logits_bnijk > 0) & judged).float(), masks.float()
 
 
 def spread(count: int, limit: int | None) -> list[int]:

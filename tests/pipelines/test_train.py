@@ -55,7 +55,10 @@ def rows(folder):
 def test_two_steps_leave_a_complete_run_folder(tmp_path, root, network):
     result = run(tmp_path / "run", root, tiny_settings(network))
     folder = tmp_path / "run"
-    entries = "checkpoints config.yaml log.csv model probe.json run.json split.json tensorboard"
+    entries = (
+        "checkpoints config.yaml log.csv model probe.json progress.png run.json split.json "
+        "tensorboard"
+    )
     assert sorted(path.name for path in folder.iterdir()) == entries.split()
     assert (result.steps, result.finished, len(result.losses)) == (2, True, 2)
     assert all(math.isfinite(loss) for loss in result.losses)
