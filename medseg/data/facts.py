@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from medseg.data.case import Case, read_labelled
 from medseg.errors import MedsegError, ResourceError
 from medseg.events import Cancelled, Listener
 
-__all__ = ["CaseFacts", "default_jobs", "measure_case", "measure_cases"]
+__all__ = ["CaseFacts", "default_jobs", "each_case", "measure_case", "measure_cases"]
+
+FactT = TypeVar("FactT")
 
 _MOST_JOBS = 8
 _SAMPLE = 200_000
@@ -106,10 +108,41 @@ def measure_cases(
     Raises:
         Cancelled: If the listener asked to stop.
     """
-    stage = "checking cases"
+    yield from each_case(
+        partial(measure_case, channels=tuple(channels), scheme=scheme),
+        cases,
+        jobs=jobs,
+        listener=listener,
+        stage="checking cases",
+    )
+
+
+def each_case(
+    work: Callable[[Case], FactT],
+    cases: Sequence[Case],
+    *,
+    jobs: int,
+    listener: Listener,
+    stage: str,
+) -> Iterator[tuple[Case, FactT | MedsegError]]:
+    """Do something with every case, several at a time, as :func:`measure_cases` does.
+
+    Args:
+        work: Of one case; must be picklable where there are several jobs.
+        cases: Which.
+        jobs: How many processes; 1 works in this one.
+        listener: Progress and cancelling.
+        stage: What the listener is told that this is.
+
+    Yields:
+        Case and result, or what went wrong with it, as they come.
+
+    Raises:
+        Cancelled: If the listener asked to stop.
+    """
     listener.started(stage, len(cases))
-    measure = partial(_measured, channels=tuple(channels), scheme=scheme)
-    results = map(measure, cases) if jobs == 1 else _in_processes(measure, cases, jobs, listener)
+    attempt = partial(_attempted, work)
+    results = map(attempt, cases) if jobs == 1 else _in_processes(attempt, cases, jobs, listener)
     for done, result in enumerate(results, start=1):
         yield result
         listener.advanced(stage, done)
@@ -117,11 +150,9 @@ def measure_cases(
             raise Cancelled
 
 
-def _measured(
-    case: Case, *, channels: Sequence[str], scheme: LabelScheme
-) -> tuple[Case, CaseFacts | MedsegError]:
+def _attempted(work: Callable[[Case], FactT], case: Case) -> tuple[Case, FactT | MedsegError]:
     try:
-        return case, measure_case(case, channels, scheme)
+        return case, work(case)
     except MedsegError as error:
         return case, error
     except MemoryError:
@@ -129,11 +160,11 @@ def _measured(
 
 
 def _in_processes(
-    measure: Any,  # noqa: ANN401 - a partial function of one case
+    attempt: Callable[[Case], tuple[Case, FactT | MedsegError]],
     cases: Sequence[Case],
     jobs: int,
     listener: Listener,
-) -> Iterator[tuple[Case, CaseFacts | MedsegError]]:
+) -> Iterator[tuple[Case, FactT | MedsegError]]:
     left = list(cases)
     while left:
         # a fresh start: the parent may hold threads, which a fork would lose
@@ -143,7 +174,7 @@ def _in_processes(
                 while left or waiting:
                     while left and len(waiting) < 2 * jobs:
                         case = left.pop(0)
-                        waiting[pool.submit(measure, case)] = case
+                        waiting[pool.submit(attempt, case)] = case
                     ready, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in ready:
                         result = future.result()
