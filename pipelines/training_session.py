@@ -117,11 +117,11 @@ class TrainingSession:
         began = time.monotonic()
         batches, held_out = self._read()
         reading_s = time.monotonic() - began
-        if self.ranks.first:
-            if self.earlier is None:
-                self.folder.begin(self.data, overwrite=overwrite)
-            else:
-                self.folder.check_split(self.data)
+        self.ranks.by_first(
+            (lambda: self.folder.begin(self.data, overwrite=overwrite))
+            if self.earlier is None
+            else (lambda: self.folder.check_split(self.data))
+        )
         self.network.to(self.device)
         if training.sync_batch_norm:
             self.ranks.with_common_statistics(self.network, self.device)

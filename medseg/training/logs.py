@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -181,6 +182,8 @@ class _MlflowRun:
                 remedy="install it with: pip install 'medseg[mlflow]', or set it to false",
                 code="mlflow-missing",
             ) from error
+        # since 3.7 MLflow asks for this before it writes plain files instead of a database
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         store = folder / "mlruns"
         self._client: Any = MlflowClient(tracking_uri=store.resolve().as_uri())
         experiment = self._client.get_experiment_by_name(name)
