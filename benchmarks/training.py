@@ -1,18 +1,19 @@
 """Training steps per second, data loading included: medseg and nnU-Net's own trainer, one network.
 
-nnU-Net plans the dataset itself; its trainer then makes steps with its own data loading and
-augmentation. medseg trains nnU-Net's network (``PlainConvUNet``, its widths, batch and patch as the
-plan says) with its own loading, loss and step, in the precision and layout that it measures to be
-fastest. Both use all cores. The least and the middle duration of a step are printed, after steps
-to warm up that are not counted, and the ratio of the middle ones.
+nnU-Net plans and prepares the cases; batch, patch and network in its plan are then replaced by
+those that it plans for the hippocampus cases of the Decathlon, and its trainer makes steps with its
+own data loading and augmentation. medseg trains the same network (``PlainConvUNet``) with its own
+loading, loss and step, in the precision and layout that it measures to be fastest. Both use all
+cores. The least and the middle duration of a step are printed, after steps to warm up that are not
+counted, and the ratio of the middle ones. The augmentations are alike in kind, not equal.
 
 nnU-Net runs in an environment of its own, named by its Python:
 
     python -m venv nnunet && nnunet/bin/pip install nnunetv2
-    python -m benchmarks.training --data FOLDER --nnunet-python nnunet/bin/python
+    python -m benchmarks.training --nnunet-python nnunet/bin/python
 
-Without it medseg is measured alone, with what nnU-Net's plan for the hippocampus cases of the
-Decathlon says. ``--quick`` takes made cases, a small network and few steps.
+Without it medseg is measured alone. The cases are made, a little larger than the patch, unless
+``--data`` names others. ``--quick`` takes a small network and few steps.
 
     python -m benchmarks.training [--quick] [--data FOLDER] [--nnunet-python PYTHON] [--steps N]
 """
@@ -30,10 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,10 +71,18 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 if __name__ == "__main__":
     torch.set_num_threads(threads)
     extract_fingerprints([1], num_processes=threads, check_dataset_integrity=False, verbose=False)
-    identifier = plan_experiments([1], verbose=False) or "nnUNetPlans"
-    preprocess([1], identifier, ("3d_fullres",), (threads,), False)
+    plan_experiments([1])
     base = next((place / "preprocessed").iterdir())
-    plans = json.loads((base / (identifier + ".json")).read_text())
+    file = base / "nnUNetPlans.json"
+    plans, job = json.loads(file.read_text()), json.loads((place / "job.json").read_text())
+    plan, stages = plans["configurations"]["3d_fullres"], len(job["widths"])
+    plan["patch_size"], plan["batch_size"] = job["patch_ijk"], job["batch_size"]
+    plan["architecture"]["arch_kwargs"].update(
+        n_stages=stages, features_per_stage=job["widths"], strides=job["strides"],
+        kernel_sizes=job["kernels"], n_conv_per_stage=[2] * stages,
+        n_conv_per_stage_decoder=[2] * (stages - 1))
+    file.write_text(json.dumps(plans))
+    preprocess([1], "nnUNetPlans", ("3d_fullres",), (threads,), False)
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, json.loads((base / "dataset.json").read_text()),
                             device=torch.device("cpu"))
@@ -88,8 +95,7 @@ if __name__ == "__main__":
         times.append(time.perf_counter() - began)
     weights = sum(weight.numel() for weight in trainer.network.parameters())
     Path(place / "times.json").write_text(json.dumps(
-        {"seconds": times, "weights": weights,
-         "plan": plans["configurations"]["3d_fullres"]}))
+        {"seconds": times, "weights": weights}))
     os._exit(0)  # its loaders would wait for their processes
 """
 
@@ -286,10 +292,9 @@ def our_side(job: Job, data: Path) -> Figures:
     return Figures("medseg", tuple(times[_WARM_STEPS:]), weights)
 
 
-def their_side(
-    python: Path, job: Job, data: Path, place: Path, workers: int
-) -> tuple[Figures, Job]:
-    """Steps of nnU-Net's trainer in its own environment, and the job that its plan describes."""
+def their_side(python: Path, job: Job, data: Path, place: Path, workers: int) -> Figures:
+    """Steps of nnU-Net's trainer in its own environment."""
+    (place / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
     _write_raw(data, place / "raw" / "Dataset001_Benchmark")
     for name in ("preprocessed", "results"):
         (place / name).mkdir(exist_ok=True)
@@ -308,20 +313,7 @@ def their_side(
         print(done.stderr[-_ERROR_WORDS:], file=sys.stderr)
         raise SystemExit(f"nnU-Net did not train: it ended with {done.returncode}")
     content = json.loads((place / "times.json").read_text(encoding="utf-8"))
-    figures = Figures("nnU-Net", tuple(content["seconds"][_WARM_STEPS:]), content["weights"])
-    return figures, _planned(content["plan"], job.steps)
-
-
-def _planned(plan: Mapping[str, Any], steps: int) -> Job:
-    kwargs = plan["architecture"]["arch_kwargs"]
-    return Job(
-        patch_ijk=tuple(plan["patch_size"]),
-        batch_size=plan["batch_size"],
-        widths=tuple(kwargs["features_per_stage"]),
-        strides=tuple(tuple(stride) for stride in kwargs["strides"]),
-        kernels=tuple(tuple(kernel) for kernel in kwargs["kernel_sizes"]),
-        steps=steps,
-    )
+    return Figures("nnU-Net", tuple(content["seconds"][_WARM_STEPS:]), content["weights"])
 
 
 def _write_raw(data: Path, raw: Path) -> None:
@@ -381,17 +373,16 @@ def main() -> None:
     arguments = parser.parse_args()
     job = QUICK if arguments.quick else HIPPOCAMPUS
     if arguments.steps:
-        job = Job(**{**job.__dict__, "steps": arguments.steps})
+        job = replace(job, steps=arguments.steps)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         shape = tuple(extent + 4 for extent in job.patch_ijk)
         data = arguments.data or made_cases(place / "made", (shape[0], shape[1], shape[2]))
         sides = []
         if arguments.nnunet_python:
-            theirs, job = their_side(
-                arguments.nnunet_python, job, data, place, arguments.nnunet_workers
+            sides.append(
+                their_side(arguments.nnunet_python, job, data, place, arguments.nnunet_workers)
             )
-            sides.append(theirs)
         with contextlib.redirect_stdout(io.StringIO()):
             ours = our_side(job, data)
         sides.append(ours)

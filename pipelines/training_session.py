@@ -190,7 +190,7 @@ class TrainingSession:
                         dice=scores.dice,
                         mean=scores.mean,
                     )
-                log.epoch_ended()
+                log.epoch_ended(last=True)
         finally:
             if log is not None:
                 log.close()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from medseg.core import Volume
+from medseg.core import LabelScheme, Volume
 from medseg.errors import ConfigError
 from medseg.events import Silent
 from medseg.inference.predictor import Predictor
-from medseg.io.reading import read_image
+from medseg.io.reading import read_image, read_labels
 from medseg.io.writing import write_volume
 from medseg.metrics.overlap import dice_by_label
 from medseg.models.folder import load_model
@@ -86,35 +86,34 @@ def test_regions_and_ignored_values_that_cannot_be_meant_are_refused(change, wor
         parse_settings({**tiny_settings(), **change}, where="run.yaml")
 
 
-def unjudged(root, *, wrong):
-    """The dataset with a slab of value 3, or with that slab labelled wrongly."""
-    from medseg.io.reading import read_image  # noqa: PLC0415
-
-    for path in (root / "labelsTr").iterdir():
-        scan = read_image(path).volume
-        data = scan.data_cijk.astype(np.uint8)
-        data[:, :, :8] = wrong
-        write_volume(Volume(data, scan.grid), path)
+def with_slab(root, value):
+    """The dataset with a slab of one value over the whole of "near"."""
+    scheme = LabelScheme.plain("balls", {1: "near", 2: "far"})
+    for path in sorted((root / "labelsTr").iterdir()):
+        labels = read_labels(path, scheme)
+        data = labels.data_ijk.astype(np.uint8)
+        data[:, :8] = value
+        write_volume(Volume(data[None], labels.grid), path)
     index = json.loads((root / "dataset.json").read_text())
-    if wrong == 3:
-        index["labels"]["3"] = "ignore"
+    index["labels"]["3"] = "ignore"
     (root / "dataset.json").write_text(json.dumps(index))
     return root
 
 
 def test_voxels_that_nobody_judged_teach_nothing(tmp_path):
-    """ "near" lies in the slab that nobody judged: never seen, it is never found."""
-    root = unjudged(write_dataset(tmp_path / "Balls"), wrong=3)
+    """The slab that nobody judged hides "near": it is never learnt, and has no Dice."""
+    root = with_slab(write_dataset(tmp_path / "Balls"), 3)
     content = {**tiny_settings(steps=40, learning_rate=0.02), "ignore_value": 3}
     result = run(tmp_path / "run", root, content)
     assert all(math.isfinite(loss) for loss in result.losses)
     assert result.dice["far"] > 0.4
+    assert math.isnan(result.dice["near"]) or result.dice["near"] == 0.0
     _, card = load_model(tmp_path / "run")
     assert card.scheme().values == (1, 2), "the value is no structure of the model"
 
 
 def test_a_dataset_whose_ignored_value_is_not_declared_is_refused(tmp_path):
-    root = unjudged(write_dataset(tmp_path / "Balls"), wrong=3)
+    root = with_slab(write_dataset(tmp_path / "Balls"), 3)
     with pytest.raises(ConfigError, match=r"expected the values \[1, 2, 3\] of the dataset"):
         run(tmp_path / "run", root, tiny_settings())
 
