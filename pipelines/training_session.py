@@ -131,7 +131,7 @@ class TrainingSession:
         pace: Pace = (
             StepPace(training.steps or (training.epochs or 1) * len(batches))
             if budget_s is None
-            else BudgetPace(budget_s, 0.0 if checkpoint is None else checkpoint.seconds)
+            else BudgetPace(budget_s, 0.0 if checkpoint is None else checkpoint.progress * budget_s)
         )
         chosen_began = time.monotonic()
         numerics = self.ranks.told(self._numerics(loss, budget_s) if self.ranks.first else None)
