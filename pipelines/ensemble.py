@@ -26,6 +26,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
 from medseg.metrics.overlap import dice_by_label
 from medseg.models.card import CARD_NAME, LabelCleaning, load_card, model_folder
+from medseg.models.zoo import ENSEMBLE_NAME
 from medseg.training.settings import RunSettings, load_settings
 from pipelines.folds import (
     Folds,
@@ -40,7 +41,6 @@ from pipelines.train import read_data
 
 __all__ = ["ENSEMBLE_NAME", "Choice", "Trial", "choose_ensemble"]
 
-ENSEMBLE_NAME = "ensemble.json"
 _LEAST_MM3 = (10.0, 50.0, 200.0, 1000.0)
 _MARGIN = 1e-6
 

@@ -40,6 +40,7 @@ from pipelines.progress import console_listener
 from pipelines.run_folder import RECORD_NAME
 from pipelines.torchrun import processes_together
 from pipelines.train import TrainResult, read_data, settings_from_command, train
+from pipelines.training_report import write_training_report
 
 __all__ = [
     "FOLDS_NAME",
@@ -468,4 +469,18 @@ def cross_validate_from_command(
             overwrite=overwrite,
             resume=resume,
             device=place,
+            on_fold=lambda fold, result: _report(folder, fold, result, settings, data, listener),
         )
+
+
+def _report(
+    folder: Path,
+    fold: int,
+    result: TrainResult,
+    settings: RunSettings,
+    root: Path | None,
+    listener: Listener,
+) -> None:
+    if result.finished and Ranks().first:
+        whole = read_data(settings, root or Path(settings.data.root))
+        write_training_report(result, settings, Folds.load(folder).data(fold, whole), listener)

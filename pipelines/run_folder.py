@@ -41,6 +41,7 @@ __all__ = [
     "check_writable",
     "earlier_run",
     "hardware",
+    "remove_leftovers",
     "versions",
 ]
 
@@ -194,8 +195,6 @@ def check_writable(folder: Path) -> None:
 def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earlier | None:
     """The run to be continued; None if none was begun in the folder.
 
-    Temporary files that a killed process left behind are removed.
-
     Args:
         folder: A run folder, or one that is absent or empty.
         settings: Complete; they must be those of the run.
@@ -208,7 +207,6 @@ def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earl
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
-    _remove_leftovers(folder)
     path = folder / CONFIG_NAME
     if not path.is_file():
         if {entry.name for entry in folder.iterdir()} <= {_SPLIT_NAME}:
@@ -292,12 +290,13 @@ def _chosen(path: Path) -> Numerics | None:
     return Numerics(chosen["precision"], chosen["channels_last"])
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left behind."""
     for leftover in _leftovers(folder):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
 
 
 def _leftovers(folder: Path) -> Iterator[Path]:

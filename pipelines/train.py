@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from medseg.data.datalist import DataList, read_datalist
-from medseg.events import Listener, Silent
+from medseg.events import Cancelled, Listener, Silent
 from medseg.models.table import build_volume_network
 from medseg.ops.device import choose_device
 from medseg.training.ranks import Ranks
@@ -22,6 +23,7 @@ from pipelines.run_folder import (
     check_run_folder,
     check_writable,
     earlier_run,
+    remove_leftovers,
 )
 from pipelines.shipped import find_config
 from pipelines.torchrun import processes_together
@@ -31,6 +33,7 @@ from pipelines.training_checks import (
     complete_settings,
     load_encoder,
 )
+from pipelines.training_report import write_training_report
 from pipelines.training_session import TrainingSession, TrainResult
 
 __all__ = [
@@ -54,7 +57,9 @@ def train_from_command(
     overwrite: bool = False,
     resume: bool = False,
 ) -> TrainResult:
-    """Train as the command line asks, with bars on stderr; Ctrl-C stops after the current step.
+    """Train as the command line asks, with bars on stderr, and write the report of the training.
+
+    Ctrl-C stops after the current step.
 
     Args:
         config: A YAML file or the name of a shipped configuration; with ``resume`` also the folder
@@ -80,7 +85,7 @@ def train_from_command(
         console_listener() as bars,
         until_interrupted(bars if Ranks().first else Silent()) as listener,
     ):
-        return train(
+        result = train(
             settings,
             run_folder=folder,
             data_root=data,
@@ -90,6 +95,11 @@ def train_from_command(
             resume=resume,
             device=place,
         )
+        if result.finished and Ranks().first:
+            cases = read_data(settings, data or Path(settings.data.root))
+            with suppress(Cancelled):  # the model is there
+                write_training_report(result, settings, cases, listener)
+    return result
 
 
 def settings_from_command(
@@ -152,9 +162,17 @@ def train(
     hearer = listener or Silent()
     settings = complete_settings(settings)
     place = device or choose_device(settings.training.device)
-    check_run_folder(run_folder, overwrite=overwrite or resume)
-    check_writable(run_folder)
+    ranks = Ranks()
+
+    def check_folder() -> None:
+        check_run_folder(run_folder, overwrite=overwrite or resume)
+        check_writable(run_folder)
+        if resume:
+            remove_leftovers(run_folder)
+
+    ranks.by_first(check_folder)
     earlier = earlier_run(run_folder, settings, hearer) if resume else None
+    ranks.told(None)  # nobody writes before everybody has read
     root = data_root or Path(settings.data.root)
     rng_devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=rng_devices), plain_tensors():
@@ -172,7 +190,7 @@ def train(
         if earlier is not None:
             text = (run_folder / CONFIG_NAME).read_text(encoding="utf-8")
             folder = RunFolder(run_folder, text)
-        session = TrainingSession(settings, data, folder, place, network, hearer, Ranks(), earlier)
+        session = TrainingSession(settings, data, folder, place, network, hearer, ranks, earlier)
         return session.run(budget_s, overwrite=overwrite)
 
 

@@ -117,11 +117,11 @@ class TrainingSession:
         began = time.monotonic()
         batches, held_out = self._read()
         reading_s = time.monotonic() - began
-        if self.ranks.first:
-            if self.earlier is None:
-                self.folder.begin(self.data, overwrite=overwrite)
-            else:
-                self.folder.check_split(self.data)
+        self.ranks.by_first(
+            (lambda: self.folder.begin(self.data, overwrite=overwrite))
+            if self.earlier is None
+            else (lambda: self.folder.check_split(self.data))
+        )
         self.network.to(self.device)
         if training.sync_batch_norm:
             self.ranks.with_common_statistics(self.network, self.device)
@@ -131,7 +131,7 @@ class TrainingSession:
         pace: Pace = (
             StepPace(training.steps or (training.epochs or 1) * len(batches))
             if budget_s is None
-            else BudgetPace(budget_s, 0.0 if checkpoint is None else checkpoint.seconds)
+            else BudgetPace(budget_s, 0.0 if checkpoint is None else checkpoint.progress * budget_s)
         )
         chosen_began = time.monotonic()
         numerics = self.ranks.told(self._numerics(loss, budget_s) if self.ranks.first else None)
@@ -190,7 +190,7 @@ class TrainingSession:
                         dice=scores.dice,
                         mean=scores.mean,
                     )
-                log.epoch_ended()
+                log.epoch_ended(last=True)
         finally:
             if log is not None:
                 log.close()

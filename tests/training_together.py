@@ -15,27 +15,26 @@ from pipelines.train import train
 
 
 def train_as_one_of(
-    rank: int, world: int, content: dict[str, Any], root: str, folder: str, more: dict[str, Any]
+    rank: int, world: int, contents: dict[str, dict[str, Any]], root: str, folder: str
 ) -> None:
-    """A run in a group of processes; what each of them saw goes to ``folder``."""
+    """Runs in a group of processes, each gone on with once more; what was seen goes to files."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     place = Path(folder)
     dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting{more.get('resume', '')}",
-        rank=rank,
-        world_size=world,
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
     )
     try:
-        result = train(
-            parse_settings(content, where="run.yaml"),
-            run_folder=place / "run",
-            data_root=Path(root),
-            **more,
-        )
-        seen = {"losses": result.losses, "dice": result.dice, "steps": result.steps}
-        (place / f"seen{rank}.json").write_text(json.dumps(seen))
+        for name, content in contents.items():
+            for resume in (False, True):
+                result = train(
+                    parse_settings(content, where="run.yaml"),
+                    run_folder=place / name,
+                    data_root=Path(root),
+                    resume=resume,
+                )
+                seen = {"losses": result.losses, "dice": result.dice, "steps": result.steps}
+                (place / f"{name}-{resume}-{rank}.json").write_text(json.dumps(seen))
     finally:
         dist.destroy_process_group()
 

@@ -53,7 +53,8 @@ class StepBatches:
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         if self._stream is None:
-            self._stream = self._from_thread() if self.ahead else self._steps()
+            steps = self._steps(self._left)
+            self._stream = self._from_thread(steps) if self.ahead else steps
         left, self._left = self._left, len(self)
         yield from itertools.islice(self._stream, left)
 
@@ -64,16 +65,17 @@ class StepBatches:
             self._thread.join()
             self._thread = None
 
-    def _steps(self) -> Iterator[tuple[Batch, ...]]:
-        left = self._left
+    def _steps(self, left: int) -> Iterator[tuple[Batch, ...]]:
         while True:
             batches = iter(self.loader)
             for _ in range(left):
                 yield tuple(itertools.islice(batches, self.accumulate))
             left = len(self)
 
-    def _from_thread(self) -> Iterator[tuple[Batch, ...]]:
-        self._thread = threading.Thread(target=self._fill, name="medseg-batches", daemon=True)
+    def _from_thread(self, steps: Iterator[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
+        self._thread = threading.Thread(
+            target=self._fill, args=(steps,), name="medseg-batches", daemon=True
+        )
         self._thread.start()
         while True:
             item = self._ready.get()
@@ -81,9 +83,8 @@ class StepBatches:
                 raise item
             yield item
 
-    def _fill(self) -> None:
+    def _fill(self, steps: Iterator[tuple[Batch, ...]]) -> None:
         item: tuple[Batch, ...] | BaseException
-        steps = self._steps()
         while not self._stopping.is_set():
             try:
                 item = next(steps)

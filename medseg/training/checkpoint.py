@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _DAMAGED = (
     TypeError,
     ValueError,
     AttributeError,
+    zipfile.BadZipFile,
 )
 
 
@@ -193,6 +195,9 @@ def load_best(folder: Path) -> BestWeights | None:
 
 def _loaded(path: Path, form: str) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != form:
             raise KeyError("format")

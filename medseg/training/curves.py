@@ -150,8 +150,8 @@ class _Panel:
         finite = sorted(v for *_, points, _ in self.lines for _, v in points if math.isfinite(v))
         if not finite:
             return 0.0, 1.0
-        # a few outliers at the start would flatten the rest
-        low, high = finite[0], finite[min(len(finite) - 1, math.ceil(0.995 * len(finite)))]
+        # a few outliers at the start of a long run would flatten the rest
+        low, high = finite[0], finite[min(len(finite) - 1, math.ceil(0.999 * len(finite)))]
         low = min(low, 0.0)
         return (low, high) if high > low else (low, low + 1.0)
 
@@ -190,7 +190,7 @@ def _ticks(low: float, high: float) -> list[float]:
     >>> _ticks(0, 1)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    rough = (high - low) / 5
+    rough = (high - low) / 7
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,7 @@ __all__ = ["LOG_NAME", "PICTURE_NAME", "RunLog", "read_log"]
 
 LOG_NAME = "log.csv"
 PICTURE_NAME = "progress.png"
+_DRAWING_SHARE = 0.05
 _SHARED = ("step", "epoch", "seconds", "learning_rate", "loss", "dice_mean")
 
 
@@ -27,7 +30,8 @@ class RunLog:
 
     The table grows row by row and each row is flushed as a whole line: unlike the run's other files
     it is not replaced atomically, so that a crash leaves all rows up to it. ``progress.png``, the
-    picture of the table, is drawn anew after every epoch.
+    picture of the table, is drawn anew after every epoch, less often where epochs are so short that
+    it would take more than a twentieth of the time.
 
     Columns: ``step, epoch, seconds, learning_rate, loss, dice_mean, dice_<label>...``; a training
     row leaves the Dice columns empty, a validation row rate and loss.
@@ -55,6 +59,7 @@ class RunLog:
         self.labels = tuple(labels)
         self.curves = Curves(self.labels)
         self._folder = folder
+        self._draw_again_s = 0.0
         self._columns = [*_SHARED, *(f"dice_{name}" for name in self.labels)]
         self._mlflow = None if mlflow is None else _MlflowRun(folder, mlflow)
         path = folder / LOG_NAME
@@ -129,13 +134,20 @@ class RunLog:
             },
         )
 
-    def epoch_ended(self) -> None:
-        """Draw the picture of the run so far.
+    def epoch_ended(self, *, last: bool = False) -> None:
+        """Draw the picture of the run so far; not where that would take much of the time.
+
+        Args:
+            last: Draw it in any case.
 
         Raises:
             ResourceError: If the folder cannot be written.
         """
-        write_bytes(self._folder / PICTURE_NAME, progress_png(self.curves))
+        began = time.monotonic()
+        if last or began >= self._draw_again_s:
+            write_bytes(self._folder / PICTURE_NAME, progress_png(self.curves))
+            ended = time.monotonic()
+            self._draw_again_s = ended + (ended - began) / _DRAWING_SHARE
 
     def _add(self, row: Mapping[str, float | int]) -> None:
         self._table.writerow(row)
@@ -181,6 +193,8 @@ class _MlflowRun:
                 remedy="install it with: pip install 'medseg[mlflow]', or set it to false",
                 code="mlflow-missing",
             ) from error
+        # since 3.7 MLflow asks for this before it writes plain files instead of a database
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         store = folder / "mlruns"
         self._client: Any = MlflowClient(tracking_uri=store.resolve().as_uri())
         experiment = self._client.get_experiment_by_name(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -64,6 +64,25 @@ class Ranks:
             values = [value]
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def by_first(self, work: Callable[[], ValueT]) -> ValueT:
+        """What rank 0 makes of some work, on every rank; the others wait.
+
+        Raises:
+            MedsegError: On every rank, if rank 0 meets one.
+        """
+        if self.alone:
+            return work()
+        outcome: tuple[ValueT | None, MedsegError | None] = (None, None)
+        if self.first:
+            try:
+                outcome = (work(), None)
+            except MedsegError as error:
+                outcome = (None, error)
+        value, refusal = self.told(outcome)
+        if refusal is not None:
+            raise refusal
+        return value  # type: ignore[return-value]  # what the work gave, None or not
 
     def numbers(self, values: Sequence[float]) -> list[float]:
         """Numbers of rank 0 on every rank; quicker than :meth:`told`."""

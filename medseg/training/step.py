@@ -114,11 +114,7 @@ class Stepper:
             value, finite = self._gradients(batches)
         if finite:
             self._scaler.unscale_(self.optimizer)
-            limit = self.settings.gradient_clip
-            norm = nn.utils.clip_grad_norm_(
-                self.network.parameters(), math.inf if limit is None else limit
-            )
-            finite = bool(torch.isfinite(norm))
+            finite = bool(torch.isfinite(self._clipped_norm()))
             # with a gradient that is not finite the scaler itself makes no step
             if finite or self._scaler.is_enabled():
                 self._scaler.step(self.optimizer)
@@ -134,6 +130,15 @@ class Stepper:
         if self.averaged is not None:
             self.averaged.update(self.network)
         return StepResult(value, made=True)
+
+    def _clipped_norm(self) -> Tensor:
+        """Norm of the whole gradient, before it was clipped."""
+        limit = self.settings.gradient_clip
+        if limit is not None:
+            return nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        return nn.utils.get_total_norm(
+            [w.grad for w in self.network.parameters() if w.grad is not None]
+        )
 
     def _gradients(self, batches: Sequence[Batch]) -> tuple[float, bool]:
         """Mean loss over batches and processes, with its gradient, and whether it is finite.

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.data import CacheDataset, DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
-from monai.metrics import DiceMetric
+from monai.metrics import compute_dice
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -96,12 +96,8 @@ class Validator:
             # one of its own: the loader then leaves alone the numbers that training draws
             generator=torch.Generator(),
         )
-        metric = (
-            DiceMetric(include_background=False, reduction="none", num_classes=len(self.names) + 1)
-            if self.regions is None
-            else DiceMetric(include_background=True, reduction="none")
-        )
         ids: list[str] = []
+        found: list[Tensor] = []
         was_training = network.training
         evaluator = SupervisedEvaluator(
             device=self.device,
@@ -116,7 +112,7 @@ class Validator:
         def judged(engine: Engine) -> None:
             nonlocal stopped
             output = engine.state.output
-            metric(*self._compared(output["pred"], output["label"]))
+            found.append(self._dice(output["pred"], output["label"]))
             ids.extend(engine.state.batch["id"])
             listener.advanced(STAGE_VALIDATION, engine.state.iteration)
             if listener.cancelled() and engine.state.iteration < len(chosen):
@@ -129,7 +125,7 @@ class Validator:
         network.train(was_training)
         if stopped:
             raise Cancelled
-        per_case = metric.aggregate()
+        per_case = torch.cat(found)
         per_label = torch.nanmean(per_case.double(), dim=0)
         return Scores(
             dice=dict(zip(self.names, per_label.tolist(), strict=True)),
@@ -142,14 +138,23 @@ class Validator:
             },
         )
 
-    def _compared(self, logits_bnijk: Tensor, target_b1ijk: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction and truth as Dice takes them; voxels that nobody judged are in neither."""
+    def _dice(self, logits_bnijk: Tensor, target_b1ijk: Tensor) -> Tensor:
+        """``(b, n)`` Dice of structures or regions; voxels that nobody judged are left out."""
         judged = target_b1ijk != IGNORED_CLASS
+        # MONAI's function and not its metric, which would wait for all processes of a training
         if self.regions is None:
-            winners = logits_bnijk.argmax(dim=1, keepdim=True)
-            return winners * judged, target_b1ijk.long() * judged
-        masks = region_masks(target_b1ijk, self.regions)
-        return ((logits_bnijk > 0) & judged).float(), masks.float()
+            found = logits_bnijk.argmax(dim=1, keepdim=True) * judged
+            truth = target_b1ijk.long() * judged
+        else:
+            found = ((logits_bnijk > 0) & judged).float()
+            truth = region_masks(target_b1ijk, self.regions).float()
+        dice: Tensor = compute_dice(
+            found,
+            truth,
+            include_background=self.regions is not None,
+            num_classes=None if self.regions is not None else len(self.names) + 1,
+        )
+        return dice
 
 
 def spread(count: int, limit: int | None) -> list[int]:

@@ -27,7 +27,8 @@ def ensemble(
     as_json: Json = False,
 ) -> None:
     """Choose models and post-processing on the cases that cross-validation held out."""
-    from pipelines.ensemble import ENSEMBLE_NAME, choose_ensemble  # noqa: PLC0415
+    from medseg.models.zoo import ENSEMBLE_NAME  # noqa: PLC0415
+    from pipelines.ensemble import choose_ensemble  # noqa: PLC0415
     from pipelines.interrupt import until_interrupted  # noqa: PLC0415
     from pipelines.progress import console_listener  # noqa: PLC0415
 

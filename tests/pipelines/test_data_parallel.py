@@ -27,35 +27,44 @@ def root(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "Balls")
 
 
-def together(folder, root, content, **more):
-    folder.mkdir(exist_ok=True)
+RUNS = {
+    "revunet": {"steps": 4, "batch_dice": True, "ema_decay": 0.9},
+    "neunet": {"steps": 3, "accumulate": 2, "gradient_clip": 0.5, "optimizer": "sgd"},
+}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, root):
+    """What two processes saw, run by run; they are started once, since that takes longest."""
+    folder = tmp_path_factory.mktemp("together")
+    contents = {name: tiny_settings(name, **options) for name, options in RUNS.items()}
     torch.multiprocessing.spawn(
-        train_as_one_of, args=(2, content, str(root), str(folder), more), nprocs=2
+        train_as_one_of, args=(2, contents, str(root), str(folder)), nprocs=2
     )
-    return [json.loads((folder / f"seen{rank}.json").read_text()) for rank in (0, 1)]
+    return folder
+
+
+def seen(folder, name, resume):
+    return [json.loads((folder / f"{name}-{resume}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("network", "options"),
-    [
-        ("revunet", {"steps": 4, "batch_dice": True, "ema_decay": 0.9}),
-        ("neunet", {"steps": 3, "accumulate": 2, "gradient_clip": 0.5, "optimizer": "sgd"}),
-    ],
-)
-def test_two_processes_have_the_losses_of_one_with_the_same_batch(tmp_path, root, network, options):
-    content = tiny_settings(network, **options)
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_have_the_losses_of_one_with_the_same_batch(tmp_path, root, together, name):
+    content = tiny_settings(name, **RUNS[name])
     alone = train(
         parse_settings(content, where="run.yaml"), run_folder=tmp_path / "alone", data_root=root
     )
-    first, second = together(tmp_path / "two", root, content)
+    first, second = seen(together, name, False)
     assert first == second, "both saw the same figures"
     assert first["losses"] == pytest.approx(alone.losses, rel=2e-4)
     assert first["dice"] == pytest.approx(alone.dice, abs=0.02)
-    record = json.loads((tmp_path / "two" / "run" / "run.json").read_text())
+    record = json.loads((together / name / "run.json").read_text())
     assert record["processes"] == 2
-    rest = together(tmp_path / "two", root, content, resume=True)
-    assert rest[0]["losses"] == [], "there is one checkpoint, and it is at the end"
+    again = seen(together, name, True)
+    assert again[0] == again[1]
+    assert again[0]["losses"] == [], "the run was over"
+    assert again[0]["dice"] == first["dice"]
 
 
 @pytest.mark.slow

@@ -104,7 +104,8 @@ def test_the_checkpoint_before_is_taken_if_the_last_is_damaged(tmp_path, damage)
         last = save_checkpoint(tmp_path, state(step))
     content = bytearray(last.read_bytes())
     if damage == "flipped":
-        content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+        half = slice(len(content) // 4, 3 * len(content) // 4)
+        content[half] = bytes(byte ^ 1 for byte in content[half])
     elif damage == "other":
         torch.save({"format": "other"}, last)
         content = last.read_bytes()

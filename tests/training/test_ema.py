@@ -18,11 +18,11 @@ def test_the_mean_worked_on_paper_with_its_quick_start():
     mean = AveragedWeights(net, 0.15)
     nn.init.constant_(net[0].weight, 1.0)
     mean.update(net)  # the share of the old is 1/10, below the decay
-    assert float(mean.network[0].weight) == pytest.approx(0.9)
+    assert mean.network[0].weight.item() == pytest.approx(0.9)
     nn.init.constant_(net[0].weight, 2.0)
     mean.update(net)  # 2/11 would be above the decay of 0.15
-    assert float(mean.network[0].weight) == pytest.approx(0.15 * 0.9 + 0.85 * 2.0)
-    assert float(net[0].weight) == 2.0, "the network itself stays"
+    assert mean.network[0].weight.item() == pytest.approx(0.15 * 0.9 + 0.85 * 2.0)
+    assert net[0].weight.item() == 2.0, "the network itself stays"
 
 
 def test_batch_statistics_are_averaged_and_counters_copied():

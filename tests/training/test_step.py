@@ -82,7 +82,7 @@ def test_the_gradient_is_clipped_to_its_norm():
     before = copy.deepcopy(net)
     made = stepper(net, optimizer="sgd", momentum=0.0, gradient_clip=limit).make([batch()], 1.0)
     moved = [a - b for a, b in zip(net.parameters(), before.parameters(), strict=True)]
-    norm = math.sqrt(sum(float(step.square().sum()) for step in moved))
+    norm = math.sqrt(sum(step.detach().square().sum().item() for step in moved))
     assert made.made
     assert norm == pytest.approx(limit, rel=1e-3)
 
