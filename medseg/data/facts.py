@@ -9,7 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -167,8 +168,7 @@ def _in_processes(
 ) -> Iterator[tuple[Case, FactT | MedsegError]]:
     left = list(cases)
     while left:
-        # a fresh start: the parent may hold threads, which a fork would lose
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=_context()) as pool:
             waiting: dict[Future[Any], Case] = {}
             try:
                 while left or waiting:
@@ -186,6 +186,15 @@ def _in_processes(
             except BrokenProcessPool:
                 for case in waiting.values():
                     yield case, _out_of_memory(case)
+
+
+def _context() -> BaseContext:
+    """Processes that inherit nothing from this one, whose threads a plain fork would lose."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["medseg.data.facts", "medseg.io.nifti"])
+    return context
 
 
 def _out_of_memory(case: Case) -> ResourceError:

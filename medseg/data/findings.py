@@ -28,8 +28,15 @@ _CT_SHIFT_HU = 300.0
 _FEW = 4  # outliers are told from a middle only where there are more cases
 # larger organ first, in all who have both: where sums over the dataset say otherwise, the labels
 # are most likely numbered in another order
-_LARGER = (("liver", "spleen"), ("liver", "aorta"), ("spleen", "aorta"), ("liver", "stomach"))
-_LARGER += (("spleen", "gallbladder"), ("right kidney", "gallbladder"), ("stomach", "gallbladder"))
+_LARGER = (
+    ("liver", "spleen"),
+    ("liver", "aorta"),
+    ("liver", "stomach"),
+    ("spleen", "aorta"),
+    ("spleen", "gallbladder"),
+    ("right kidney", "gallbladder"),
+    ("stomach", "gallbladder"),
+)
 
 
 @dataclass(frozen=True, slots=True)

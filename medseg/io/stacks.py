@@ -95,7 +95,7 @@ def write_stack(path: Path, image_src: npt.NDArray[Any], label_src: npt.NDArray[
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     check_file(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _NAMES if name in file}
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise damaged(

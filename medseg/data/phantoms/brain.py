@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core import Grid
-from medseg.data.phantoms.shapes import Mask, Space, smooth_noise, textured
+from medseg.data.phantoms.shapes import Mask, Point, Space, smooth_noise, textured
 
 __all__ = ["hippocampus", "tumour"]
 
@@ -120,10 +120,10 @@ def hippocampus(
     space = Space(grid, rng, bend_mm=1.5 * scale, cells=3)
     middle = (np.array(shape) - 1) / 2 + rng.uniform(-1.5, 1.5, 3) * scale
 
-    def along(*points: tuple[float, float, float]) -> list[npt.NDArray[np.float64]]:
+    def along(*points: tuple[float, float, float]) -> list[Point]:
         return [middle + scale * np.array(point) for point in points]
 
-    head = space.ellipsoid(*along((-1, 12, -3)), np.array([7.5, 8.0, 6.0]) * scale)
+    head = space.ellipsoid(along((-1, 12, -3))[0], np.array([7.5, 8.0, 6.0]) * scale)
     tail = space.tube(along((-1, 8, -3), (1, -2, 0), (4, -12, 5), (3, -18, 9)), 4.6 * scale)
     labels = np.zeros(grid.shape_ijk, np.uint8)
     border = middle[1] + scale * 5.0

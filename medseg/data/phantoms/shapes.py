@@ -11,11 +11,11 @@ from scipy import ndimage
 
 from medseg.core import Grid
 
-__all__ = ["Mask", "Space", "Values", "smooth_noise", "textured"]
+__all__ = ["Mask", "Point", "Space", "Values", "smooth_noise", "textured"]
 
 Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Point = Sequence[float]
+Point = Sequence[float] | npt.NDArray[np.float64]
 
 
 class Space:

@@ -147,7 +147,7 @@ def _synapse(folder: Path, index: int, rng: Rng, size: str) -> str:
 def _transunet(folder: Path, index: int, rng: Rng, size: str) -> str:
     image, labels, _ = abdomen(rng, size)
     low, high = _WINDOW_HU
-    shown = np.float32((np.clip(image, low, high) - low) / (high - low))
+    shown = ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
     table = np.zeros(14, np.uint8)
     for stored, wanted in recode_by_name(SCHEMES["btcv-13"], SCHEMES["transunet-8"]):
         table[stored] = wanted
@@ -206,7 +206,8 @@ def _brats(kind: str, folder: Path, index: int, rng: Rng, size: str) -> str:
         "brats2021": f"BraTS2021_{index:05d}",
         "brats2024": f"BraTS-GLI-{index:05d}-100",
     }[kind]
-    for ending, array in zip(_BRATS_ENDINGS[kind], (*images, labels), strict=True):
+    arrays: list[npt.NDArray[Any]] = [*images, labels]
+    for ending, array in zip(_BRATS_ENDINGS[kind], arrays, strict=True):
         _write(folder / case / f"{case}{ending}.nii.gz", array, grid)
     return case
 
@@ -214,8 +215,9 @@ def _brats(kind: str, folder: Path, index: int, rng: Rng, size: str) -> str:
 def _hippocampus(pattern: tuple[str, str], folder: Path, index: int, rng: Rng, size: str) -> str:
     image, labels, grid = hippocampus(rng, size)
     name = f"hippocampus_{index + 1:03d}"
-    for path, array in zip(pattern, (image, labels), strict=True):
-        _write(folder / path.format(name), array, grid)
+    images, label_maps = pattern
+    _write(folder / images.format(name), image, grid)
+    _write(folder / label_maps.format(name), labels, grid)
     return name
 
 
