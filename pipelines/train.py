@@ -26,6 +26,7 @@ import torch
 import medseg
 from medseg.atomic import write_text
 from medseg.data.datalist import DataList, read_datalist
+from medseg.data.preparing import CachePlan
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.models.card import ModelCard, ModelDescription, NetworkChoice, SliceSettings, Training
@@ -222,7 +223,10 @@ class _Session:
         self.listener = listener
         weights = settings.training.encoder_weights
         named = settings.training.model_copy(
-            update={"encoder_weights": None if weights is None else Path(weights).name}
+            update={
+                "encoder_weights": None if weights is None else Path(weights).name,
+                "cache_folder": None,
+            }
         )
         # what is written down names no place on this machine
         content = settings.model_copy(
@@ -240,6 +244,11 @@ class _Session:
         names = [label.name for label in scheme.labels]
         began = time.monotonic()
         read = ReadCase(settings.inputs, scheme)
+        plan = CachePlan(
+            training.cache,
+            Path(training.cache_folder or self.folder.absolute().parent / "prepared"),
+            training.preparation_processes,
+        )
         cached_train = cache_cases(
             self.data.train,
             read,
@@ -252,6 +261,7 @@ class _Session:
             ),
             self.listener,
             stage="reading training cases",
+            plan=plan,
         )
         cached_validation = cache_cases(
             self.data.validation,
@@ -259,6 +269,7 @@ class _Session:
             validation_transforms(read),
             self.listener,
             stage="reading validation cases",
+            plan=plan,
         )
         reading_s = time.monotonic() - began
         self._start_folder(overwrite=overwrite)
