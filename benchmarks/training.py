@@ -44,11 +44,12 @@ from medseg.events import Silent
 from medseg.io.writing import write_volume
 from medseg.models.card import Channel, InputSettings
 from medseg.models.network import SegmentationNetwork, halving_weights
+from medseg.training.augmentation import PRESETS
 from medseg.training.batches import StepBatches
 from medseg.training.cases import cache_cases, training_loader
 from medseg.training.losses import LossOptions, build_loss
 from medseg.training.precision import choose_numerics
-from medseg.training.settings import AugmentationSettings, TrainingSettings
+from medseg.training.settings import TrainingSettings
 from medseg.training.step import Stepper, build_optimizer
 from medseg.training.transforms import ReadCase, plain_tensors, training_transforms
 from pipelines.tables import print_table
@@ -227,16 +228,7 @@ def our_side(job: Job, data: Path) -> Figures:
     from medseg.core import LabelScheme  # noqa: PLC0415
 
     scheme = LabelScheme.plain("benchmark", cases.labels)
-    augmentation = AugmentationSettings(
-        flip_probability=0.5,
-        affine_probability=0.2,
-        affine_rotation_deg=30.0,
-        affine_scale=0.3,
-        noise_probability=0.1,
-        intensity_probability=0.15,
-        intensity_scale=0.25,
-        contrast_probability=0.3,
-    )
+    augmentation = PRESETS["nnunet"]
     network = PlainConv(job, 1 + len(cases.labels))
     loss = build_loss(
         network.head_strides,

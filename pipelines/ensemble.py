@@ -217,7 +217,7 @@ def _results(
                 models = [one.runs[fold] for one in members]
                 settings = PredictionSettings(post_processing=())
                 loaded = (fold, Predictor.load(models, settings, device=device))
-            labels = loaded[1].predict(read_case(case, loaded[1].card)).labels
+            labels = loaded[1].predict(read_case(case, loaded[1].card, members[0].settings)).labels
             pair = judged_pair(labels, case, members[0].settings)
         yield case_id, pair
         listener.advanced(f"held-out cases of {name}", done)

@@ -22,13 +22,13 @@ import torch
 
 from medseg.atomic import write_text
 from medseg.core import LabelMap, Volume
-from medseg.data.case import with_ignored
+from medseg.data.case import read_labelled
 from medseg.data.datalist import Case, DataList
 from medseg.errors import ConfigError, FormatError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
-from medseg.io.reading import read_channels, read_labels
+from medseg.io.reading import read_labels
 from medseg.io.writing import write_volume
 from medseg.metrics.overlap import dice_by_label
 from medseg.models.card import ModelCard
@@ -292,7 +292,7 @@ def predict_held_out(
             predictor = predictor or Predictor.load(
                 run, PredictionSettings(), device=settings.training.device
             )
-            volume = read_case(case, predictor.card)
+            volume = read_case(case, predictor.card, settings)
             labels = predictor.predict(volume, Silent()).labels
             write_volume(Volume(labels.data_ijk[None], labels.grid), path)
         dice[case.id] = dice_by_label(*held_out_pair(run, case, settings))
@@ -302,10 +302,10 @@ def predict_held_out(
     return dice
 
 
-def read_case(case: Case, card: ModelCard) -> Volume:
+def read_case(case: Case, card: ModelCard, settings: RunSettings) -> Volume:
     """The image of a case, with the channels that the model wants."""
     names = [channel.name for channel in card.inputs.channels]
-    return read_channels(dict(zip(names, case.images, strict=True))).volume
+    return read_labelled(case, names, card.scheme(), settings.ignore_value)[0]
 
 
 def held_out_pair(run: Path, case: Case, settings: RunSettings) -> tuple[LabelMap, LabelMap]:
@@ -317,10 +317,12 @@ def held_out_pair(run: Path, case: Case, settings: RunSettings) -> tuple[LabelMa
 def judged_pair(result: LabelMap, case: Case, settings: RunSettings) -> tuple[LabelMap, LabelMap]:
     """A prediction and the truth of a case; what nobody judged is background in both."""
     scheme = settings.scheme()
-    truth = read_labels(case.label, with_ignored(scheme, settings.ignore_value))
-    if settings.ignore_value is None:
+    names = [channel.name for channel in settings.inputs.channels]
+    _, truth = read_labelled(case, names, scheme, settings.ignore_value)
+    ignored = settings.ignore_value if case.ignore_value is None else case.ignore_value
+    if ignored is None:
         return result, truth
-    unjudged = truth.data_ijk == settings.ignore_value
+    unjudged = truth.data_ijk == ignored
     cleared = [LabelMap(_cleared(one, unjudged), one.grid, scheme) for one in (result, truth)]
     return cleared[0], cleared[1]
 

@@ -64,7 +64,11 @@ _ENTRIES = (
     "model",
 )
 # what may differ in a continued run: where it runs and where the data lie
-_FREE_KEYS = {"data.root", "training.device", "training.workers", "training.prefetch"}
+_FREE_KEYS = {"data.root", "training.device", "training.workers", "training.prefetch"} | {
+    "training.cache",
+    "training.cache_folder",
+    "training.preparation_processes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,10 @@ class RunFolder:
         """The folder of a run on a dataset folder."""
         weights = settings.training.encoder_weights
         named = settings.training.model_copy(
-            update={"encoder_weights": None if weights is None else Path(weights).name}
+            update={
+                "encoder_weights": None if weights is None else Path(weights).name,
+                "cache_folder": None,
+            }
         )
         # what is written down names no place on this machine
         placeless = settings.model_copy(

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from medseg.core import LabelScheme
 from medseg.data.datalist import DataList
 from medseg.errors import ConfigError
 from medseg.events import Listener
@@ -51,8 +52,9 @@ def complete_settings(settings: RunSettings) -> RunSettings:
 def check_data(settings: RunSettings, data: DataList) -> None:
     """Refuse a dataset whose labels or channels are not those of the settings."""
     if settings.ignore_value is not None:
-        judged = {value: n for value, n in data.labels.items() if value != settings.ignore_value}
-        dataclasses.replace(data, labels=judged).check_scheme(settings.scheme())
+        judged = [one for one in data.scheme.labels if one.value != settings.ignore_value]
+        scheme = LabelScheme(data.scheme.name, tuple(judged))
+        dataclasses.replace(data, scheme=scheme).check_scheme(settings.scheme())
     else:
         data.check_scheme(settings.scheme())
     if len(data.channels) != len(settings.inputs.channels):

@@ -16,14 +16,13 @@ from pathlib import Path
 from medseg import NOTICE, __version__
 from medseg.atomic import write_text
 from medseg.core import LabelMap, Volume
+from medseg.data.case import read_labelled
 from medseg.data.datalist import Case, DataList
 from medseg.events import Cancelled, Listener, Silent
 from medseg.inference.predictor import Predictor
-from medseg.io.reading import read_channels, read_labels
 from medseg.studies.preview import three_plane_png
 from medseg.training.logs import PICTURE_NAME
 from medseg.training.settings import RunSettings
-from medseg.training.transforms import with_ignored
 from pipelines.training_session import TrainResult
 
 __all__ = ["REPORT_NAME", "write_training_report"]
@@ -204,10 +203,8 @@ def _overlays(
         if listener.cancelled():
             raise Cancelled
         names = [channel.name for channel in predictor.card.inputs.channels]
-        volume = read_channels(dict(zip(names, case.images, strict=True))).volume
+        volume, truth = read_labelled(case, names, settings.scheme(), settings.ignore_value)
         found = predictor.predict(volume).labels
-        scheme = with_ignored(settings.scheme(), settings.ignore_value)
-        truth = read_labels(case.label, scheme)
         figures.append(
             f"<h3>{_text(name)}, mean Dice {_number(dice)}</h3>"
             f"{_figure(volume, found, 'found')}{_figure(volume, truth, 'truth')}"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import monai
 import torch
-from monai.data import CacheDataset
 
 import medseg
 from medseg.data.datalist import Case, DataList
+from medseg.data.preparing import CachePlan
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener
 from medseg.models.card import ModelCard, ModelDescription, Training, load_card
 from medseg.models.folder import save_model
 from medseg.models.network import SegmentationNetwork
 from medseg.training.batches import StepBatches
-from medseg.training.cases import cache_cases, training_loader
+from medseg.training.cases import PreparedCases, cache_cases, training_loader
 from medseg.training.checkpoint import BestWeights, load_best
 from medseg.training.engine import Outcome, TrainingRun
 from medseg.training.logs import RunLog
@@ -238,7 +238,7 @@ class TrainingSession:
             )
         return checkpoint.budget_s
 
-    def _read(self) -> tuple[StepBatches, CacheDataset | None]:
+    def _read(self) -> tuple[StepBatches, PreparedCases | None]:
         settings, training, ranks = self.settings, self.settings.training, self.ranks
         share = ranks.share_of(training.batch_size)
         if not ranks.alone and len(self.data.train) < training.batch_size:
@@ -251,7 +251,17 @@ class TrainingSession:
                 code="batch-processes",
             )
         del share
-        read = ReadCase(settings.inputs, settings.scheme(), settings.ignore_value)
+        read = ReadCase(
+            settings.inputs,
+            settings.scheme(),
+            settings.ignore_value,
+            settings.region_classes or (),
+        )
+        plan = CachePlan(
+            training.cache,
+            Path(training.cache_folder or self.folder.path.absolute().parent / "prepared"),
+            training.preparation_processes,
+        )
         transforms = training_transforms(
             read,
             settings.patch_ijk,
@@ -260,8 +270,8 @@ class TrainingSession:
             augmentation=training.augmentation,
         )
 
-        def cached(cases: Sequence[Case], pipeline: object, stage: str) -> CacheDataset:
-            return cache_cases(cases, read, pipeline, self.listener, stage=stage)
+        def cached(cases: Sequence[Case], pipeline: object, stage: str) -> PreparedCases:
+            return cache_cases(cases, read, pipeline, self.listener, stage=stage, plan=plan)
 
         training_cases = cached(self.data.train, transforms, "reading training cases")
         held_out = (

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from medseg.core import LabelScheme
 from medseg.errors import ConfigError, MedsegError, one_of
 from medseg.models.card import InputSettings, NetworkChoice, Region
+from medseg.training.augmentation import PRESETS, AugmentationSettings
 
 __all__ = [
     "AugmentationSettings",
@@ -56,33 +57,6 @@ class DataSettings(_Frozen):
     seed: int = 0
 
 
-class AugmentationSettings(_Frozen):
-    """Random changes of a training patch; a probability of 0 leaves one out.
-
-    ``flip_axes`` are flipped independently with ``flip_probability`` each. Angles are in degrees;
-    ``affine_scale`` of 0.1 stretches each axis by 0.9 to 1.1; ``noise_std`` is in standard
-    deviations of the normalised image; ``contrast_gamma`` are the least and largest exponent.
-    """
-
-    flip_probability: Share = 0.0
-    flip_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    affine_probability: Share = 0.0
-    affine_rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
-    affine_scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    noise_probability: Share = 0.0
-    noise_std: NotNegative = 0.1
-    intensity_probability: Share = 0.0
-    intensity_scale: NotNegative = 0.1
-    contrast_probability: Share = 0.0
-    contrast_gamma: tuple[Positive, Positive] = (0.7, 1.5)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.contrast_gamma[0] >= self.contrast_gamma[1]:
-            raise ValueError("contrast_gamma needs the smaller exponent first")
-        return self
-
-
 class TrainingSettings(_Frozen):
     """How the weights are found.
 
@@ -90,8 +64,15 @@ class TrainingSettings(_Frozen):
     replaces both. ``patch_ijk`` of None trains on patches of the model's window.
 
     ``warmup`` is the share of the run over which the rate rises linearly; then it falls as
-    ``(1 - progress) ** poly_exponent``. ``foreground_share`` of the patches are centred on a
-    labelled voxel. ``precision`` and ``channels_last`` of "auto" are measured on the machine.
+    ``(1 - progress) ** poly_exponent``. ``foreground_share`` of the patches hold a voxel of a
+    structure for sure, all structures of a case being drawn alike. ``precision`` and
+    ``channels_last`` of "auto" are measured on the machine.
+
+    Prepared cases are kept in memory, on disk in ``cache_folder`` (None: the folder ``prepared``
+    beside the run folder), or with a ``cache`` of "auto" in memory as long as half of what is free
+    holds them. ``preparation_processes`` prepare them, None for one per core. ``augmentation`` may
+    also be the name of a preset, which the run writes out in full.
+
     Between epochs, every ``validate_every`` epochs, ``validation_cases`` cases are judged, as long
     as that takes no more than ``validation_share`` of the time.
 
@@ -147,6 +128,9 @@ class TrainingSettings(_Frozen):
     workers: Annotated[int, Field(ge=0)] = 0
     prefetch: Annotated[int, Field(ge=0, le=64)] = 2
     sync_batch_norm: bool = False
+    cache: Literal["auto", "memory", "disk"] = "auto"
+    cache_folder: Annotated[str, Field(min_length=1)] | None = None
+    preparation_processes: Count | None = None
     validate_every: Count = 10
     validation_cases: Count = 8
     validation_share: Share = 0.05
@@ -165,6 +149,15 @@ class TrainingSettings(_Frozen):
         if self.dice_weight + self.cross_entropy_weight == 0:
             raise ValueError("dice_weight and cross_entropy_weight cannot both be 0")
         return self
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _preset_named(cls, value: Any) -> Any:  # noqa: ANN401 - parsed YAML
+        if not isinstance(value, str):
+            return value
+        if value not in PRESETS:
+            raise ValueError(f"one of the presets {', '.join(sorted(PRESETS))}, or settings")
+        return PRESETS[value]
 
     @field_validator("device")
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import CacheDataset, DataLoader
+from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from medseg.events import Cancelled, Listener
 from medseg.models.card import InputSettings
+from medseg.training.cases import PreparedCases
 from medseg.training.losses import IGNORED_CLASS, region_masks
 from medseg.training.precision import Numerics
 from medseg.training.transforms import IMAGE, LABEL
@@ -63,7 +64,7 @@ class Validator:
 
     def __init__(
         self,
-        cached: CacheDataset,
+        cached: PreparedCases,
         inputs: InputSettings,
         names: Sequence[str],
         device: torch.device,
