@@ -20,6 +20,7 @@ from medseg.models.table import NETWORKS, build_volume_network
 from medseg.training.augmentation import PRESETS, left_right_axis, mirrored_classes
 from medseg.training.plan_candidates import (
     DATA_SHARE,
+    LEAST_BATCH,
     Candidate,
     Place,
     candidates,
@@ -127,7 +128,6 @@ class Planner:
         self.place: Place = place
         self.data = data
         self.geometry: Geometry = choose_geometry(fingerprint, spacing_mm)
-        self._spacing_given = spacing_mm is not None
         self._batch_given = batch is not None
         self.candidates: Sequence[Candidate] = candidates(
             self.geometry,
@@ -419,7 +419,8 @@ class Planner:
             "training.steps": "ours; --budget replaces it",
             "training.batch_size": "as asked for"
             if self._batch_given
-            else f"at least 2; {data_share:.2g} % of the data, at most {100 * DATA_SHARE:.0f} %",
+            else f"patches are {data_share:.2g} % of the data; more than {LEAST_BATCH} only up to "
+            f"{100 * DATA_SHARE:.0f} %",
             "training.samples_per_case": "patches of a case in a batch",
             "training.optimizer": "ours, as the shipped configurations",
             "training.learning_rate": "ours, as the shipped configurations",
