@@ -21,7 +21,7 @@ from medseg.inference.post_processing import parse_cleaning
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
 from medseg.models.card import LabelCleaning, ModelCard, load_card
-from medseg.models.zoo import find_model
+from medseg.models.zoo import find_members
 from medseg.studies.devices import Place, run_on_devices
 from medseg.studies.runner import Outcome, run_cases
 from pipelines.infer import (
@@ -107,7 +107,7 @@ def make_order(
     Raises:
         ConfigError: If an option or a model's name is wrong.
     """
-    folders = tuple(find_model(name) for name in models)
+    folders = tuple(folder for name in models for folder in find_members(name))
     return Order(
         models=folders,
         settings=settings_from_options(load_card(folders[0]), options),

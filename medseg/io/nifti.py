@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ from medseg.io.voxels import rescale_voxels
 __all__ = [
     "VERIFY_MM",
     "read_nifti",
+    "read_nifti_channels",
     "read_nifti_labels",
     "verify_nifti_labels",
     "write_nifti_labels",
@@ -87,6 +88,36 @@ def read_nifti(path: Path, *, time_index: int | None = None) -> Scan:
     check_finite(data, str(path))
     grid, notes = header_grid(path, header)
     return Scan(Volume(data[np.newaxis], grid), header_source(path, header), notes)
+
+
+def read_nifti_channels(path: Path, channels: Sequence[str]) -> Scan:
+    """Read a four-dimensional file whose fourth axis are the channels of one image.
+
+    The Medical Segmentation Decathlon keeps the modalities of a case so. A three-dimensional file
+    is an image of one channel.
+
+    Args:
+        path: As :func:`read_nifti`.
+        channels: Names of the channels in their order.
+
+    Raises:
+        ShapeError: ``channel-count`` if the file holds another number of channels.
+        MedsegError: As :func:`read_nifti`.
+    """
+    header, stored = _read_stored(path, None, all_volumes=True)
+    data = rescale_voxels(stored, header.slope, header.intercept)
+    if data.shape[3] != len(channels):
+        raise ShapeError(
+            str(path),
+            expected=f"{len(channels)} channels ({', '.join(channels)}) along the fourth axis",
+            found=f"{data.shape[3]}",
+            remedy="correct the dataset's list of channels or the file",
+            code="channel-count",
+        )
+    check_finite(data, str(path))
+    grid, notes = header_grid(path, header)
+    volume = Volume(np.moveaxis(data, 3, 0), grid, tuple(channels))
+    return Scan(volume, header_source(path, header), notes)
 
 
 def read_nifti_labels(path: Path, scheme: LabelScheme) -> LabelMap:
@@ -311,15 +342,25 @@ def _slice_bytes(data_ijk: npt.NDArray[Any], k: int, dtype: np.dtype[Any]) -> by
     return data_ijk[:, :, k].astype(dtype).tobytes(order="F")
 
 
-def _read_stored(path: Path, time_index: int | None) -> tuple[NiftiHeader, npt.NDArray[Any]]:
-    """The header and the unscaled ``(i, j, k)`` voxels of one volume, in Fortran order."""
+def _read_stored(
+    path: Path, time_index: int | None, *, all_volumes: bool = False
+) -> tuple[NiftiHeader, npt.NDArray[Any]]:
+    """The header and the unscaled voxels in Fortran order.
+
+    Of one volume they are ``(i, j, k)``, of all volumes ``(i, j, k, n)``.
+    """
     header_path, data_path = _pair(path)
     check_file(header_path)
     with _decoded(header_path) as stream:
         header = parse_header(path, stream.read(_HEADER_BYTES))
-        skipped = _volume_number(path, header, time_index)
+        skipped = 0
+        shape: tuple[int, ...] = header.shape_ijk
+        if all_volumes and len(header.dimensions) <= 4:
+            shape = (*shape, header.dimensions[3] if len(header.dimensions) == 4 else 1)
+        else:
+            skipped = _volume_number(path, header, time_index)
         if header.is_single:
-            return header, _read_voxels(path, header_path, stream, header, skipped)
+            return header, _read_voxels(path, header_path, stream, header, skipped, shape)
     if data_path == header_path:
         raise not_an_image(path, "a NIfTI file with its voxels", "the header of an .hdr/.img pair")
     try:
@@ -329,7 +370,7 @@ def _read_stored(path: Path, time_index: int | None) -> tuple[NiftiHeader, npt.N
             raise
         raise data_missing(path, "of the same name ending in .img") from error
     with _decoded(data_path) as stream:
-        return header, _read_voxels(path, data_path, stream, header, skipped)
+        return header, _read_voxels(path, data_path, stream, header, skipped, shape)
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
@@ -403,8 +444,8 @@ def _read_voxels(
     stream: IO[bytes] | gzip.GzipFile,
     header: NiftiHeader,
     skipped: int,
+    shape: tuple[int, ...],
 ) -> npt.NDArray[Any]:
-    shape = header.shape_ijk
     wanted = int(np.prod(shape, dtype=object)) * header.dtype.itemsize
     start = header.data_offset + skipped * wanted
     size = data_path.stat().st_size

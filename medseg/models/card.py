@@ -223,7 +223,11 @@ class LabelCleaning(_Frozen):
 
 
 class Training(_Frozen):
-    """Where the weights come from."""
+    """Where the weights come from.
+
+    ``weights`` says which of the run's weights these are: the last ones, or those that validated
+    best, after ``weights_step`` steps. ``averaged`` weights are a running mean over the steps.
+    """
 
     dataset: str
     dataset_licence: str
@@ -239,6 +243,9 @@ class Training(_Frozen):
     torch_version: str
     monai_version: str
     finished: bool
+    weights: Literal["last", "best"] = "last"
+    weights_step: Annotated[int, Field(ge=0)] | None = None
+    averaged: bool = False
 
 
 class ModelDescription(_Frozen):

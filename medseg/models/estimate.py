@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medseg.models.network import SegmentationNetwork
 from medseg.ops.live_storage import LiveStorage, step_memory
 
-__all__ = ["Footprint", "count_macs", "measure_footprint"]
+__all__ = ["Footprint", "count_macs", "measure_footprint", "training_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,27 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def training_bytes(network: SegmentationNetwork, shape: Sequence[int]) -> int:
+    """:attr:`Footprint.training_bytes` alone, in a fraction of the time.
+
+    Args:
+        network: On any device and in any mode; left as it is.
+        shape: ``(b, c, *spatial)``, legal for the network.
+
+    Raises:
+        ShapeError: If the network does not take that shape.
+    """
+    meta = copy.deepcopy(network).to("meta").train()
+    return _training_bytes(meta, torch.empty(tuple(shape), device="meta"))
+
+
+def _training_bytes(meta: SegmentationNetwork, x_bcs: torch.Tensor) -> int:
+    resident = sum(tensor.nbytes for tensor in (*meta.parameters(), *meta.buffers(), x_bcs))
+    learned = sum(weight.nbytes for weight in meta.parameters() if weight.requires_grad)
+    # the gradients of the weights are among the live tensors already
+    return resident + step_memory(meta, x_bcs).peak_bytes + 2 * learned
+
+
 def measure_footprint(network: SegmentationNetwork, shape: Sequence[int]) -> Footprint:
     """Weights, multiplications and memory of a network at one input.
 
@@ -70,17 +91,14 @@ def measure_footprint(network: SegmentationNetwork, shape: Sequence[int]) -> Foo
     meta = copy.deepcopy(network).to("meta")
     kept = [*meta.parameters(), *meta.buffers()]
     weights_bytes = sum(tensor.nbytes for tensor in kept)
-    learned_bytes = sum(weight.nbytes for weight in meta.parameters() if weight.requires_grad)
     x_bcs = torch.empty(tuple(shape), device="meta")
     with torch.no_grad(), LiveStorage([*kept, x_bcs]) as predicting:
         meta.eval()(x_bcs)
-    step = step_memory(meta.train(), x_bcs)
     resident = weights_bytes + x_bcs.nbytes
     return Footprint(
         weights=sum(weight.numel() for weight in meta.parameters()),
         macs=count_macs(network, shape),
         weights_bytes=weights_bytes,
         prediction_bytes=resident + predicting.peak_bytes,
-        # the gradients of the weights are among the live tensors already
-        training_bytes=resident + step.peak_bytes + 2 * learned_bytes,
+        training_bytes=_training_bytes(meta.train(), x_bcs),
     )

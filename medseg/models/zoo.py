@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from medseg.errors import ConfigError, one_of
 from medseg.models.card import CARD_NAME, ModelCard, load_card, model_folder
 
-__all__ = ["cards", "find_model", "find_models", "shipped_models"]
+__all__ = ["ENSEMBLE_NAME", "cards", "find_members", "find_model", "find_models", "shipped_models"]
 
+ENSEMBLE_NAME = "ensemble.json"
 SHIPPED = Path(__file__).resolve().parent.parent / "resources" / "models"
 
 
@@ -51,6 +53,34 @@ def find_model(name_or_folder: str) -> Path:
         remedy="see `medseg models list`",
         code="model-missing",
     )
+
+
+def find_members(name_or_folder: str) -> tuple[Path, ...]:
+    """The model folders that a user means: those of an ensemble, or the only one.
+
+    Args:
+        name_or_folder: As for :func:`find_model`, or a folder with the ``ensemble.json`` that
+            ``medseg ensemble`` writes.
+
+    Raises:
+        ConfigError: If there is none, or the ensemble lists what is not there.
+    """
+    index = Path(name_or_folder) / ENSEMBLE_NAME
+    if not index.is_file():
+        return (find_model(name_or_folder),)
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["models"]
+        if not listed or not all(isinstance(name, str) for name in listed):
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            str(index),
+            expected='{"models": [folders, relative to this one], ...}',
+            found="something else",
+            remedy="write it again with medseg ensemble",
+            code="ensemble-format",
+        ) from error
+    return tuple(model_folder(index.parent / name) for name in listed)
 
 
 def cards(folders: dict[str, Path]) -> tuple[dict[str, ModelCard], list[ConfigError]]:

@@ -104,15 +104,17 @@ class BudgetPace:
 
     Args:
         budget_s: Seconds there are.
+        spent_s: Seconds that an earlier part of the run took of them.
         clock: Monotonic seconds.
     """
 
     budget_s: float
+    spent_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
     started_s: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "started_s", self.clock())
+        object.__setattr__(self, "started_s", self.clock() - self.spent_s)
 
     def progress(self, steps_done: int) -> float:  # noqa: ARG002 - time decides
         """Share of the time that is over."""

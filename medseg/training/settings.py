@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medseg.core import LabelScheme
 from medseg.errors import ConfigError, MedsegError, one_of
-from medseg.models.card import InputSettings, NetworkChoice
+from medseg.models.card import InputSettings, NetworkChoice, Region
+from medseg.training.augmentation import PRESETS, AugmentationSettings
 
 __all__ = [
     "AugmentationSettings",
@@ -37,42 +38,23 @@ class _Frozen(BaseModel):
 class DataSettings(_Frozen):
     """Where the cases are and how they are divided.
 
-    ``root`` is relative to the current directory. ``split`` names a split file; None takes the
-    dataset's own ``split.json``, or draws ``validation_fraction`` of the cases with ``seed``.
+    ``layout`` of "auto" looks at the folder. ``root`` is relative to the current directory.
+    ``scheme`` names the label scheme where the dataset does not say it or another is wanted.
+
+    ``split`` is the name of a published split, ``5-fold``, or a split file; None takes the
+    dataset's own, or draws ``validation_fraction`` of the patients with ``seed``. ``fold`` chooses
+    among several.
     """
 
-    layout: Literal["msd"] = "msd"
+    layout: Literal[
+        "auto", "msd", "nnunet", "synapse", "transunet", "acdc", "brats", "list", "dicom"
+    ] = "auto"
     root: Annotated[str, Field(min_length=1)]
+    scheme: Annotated[str, Field(min_length=1)] | None = None
     split: str | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
-
-
-class AugmentationSettings(_Frozen):
-    """Random changes of a training patch; a probability of 0 leaves one out.
-
-    ``flip_axes`` are flipped independently with ``flip_probability`` each. Angles are in degrees;
-    ``affine_scale`` of 0.1 stretches each axis by 0.9 to 1.1; ``noise_std`` is in standard
-    deviations of the normalised image; ``contrast_gamma`` are the least and largest exponent.
-    """
-
-    flip_probability: Share = 0.0
-    flip_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    affine_probability: Share = 0.0
-    affine_rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
-    affine_scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    noise_probability: Share = 0.0
-    noise_std: NotNegative = 0.1
-    intensity_probability: Share = 0.0
-    intensity_scale: NotNegative = 0.1
-    contrast_probability: Share = 0.0
-    contrast_gamma: tuple[Positive, Positive] = (0.7, 1.5)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.contrast_gamma[0] >= self.contrast_gamma[1]:
-            raise ValueError("contrast_gamma needs the smaller exponent first")
-        return self
 
 
 class TrainingSettings(_Frozen):
@@ -82,10 +64,36 @@ class TrainingSettings(_Frozen):
     replaces both. ``patch_ijk`` of None trains on patches of the model's window.
 
     ``warmup`` is the share of the run over which the rate rises linearly; then it falls as
-    ``(1 - progress) ** poly_exponent``. ``foreground_share`` of the patches are centred on a
-    labelled voxel. ``precision`` and ``channels_last`` of "auto" are measured on the machine.
+    ``(1 - progress) ** poly_exponent``. ``foreground_share`` of the patches hold a voxel of a
+    structure for sure, all structures of a case being drawn alike. ``precision`` and
+    ``channels_last`` of "auto" are measured on the machine.
+
+    Prepared cases are kept in memory, on disk in ``cache_folder`` (None: the folder ``prepared``
+    beside the run folder), or with a ``cache`` of "auto" in memory as long as half of what is free
+    holds them. ``preparation_processes`` prepare them, None for one per core. ``augmentation`` may
+    also be the name of a preset, which the run writes out in full.
+
     Between epochs, every ``validate_every`` epochs, ``validation_cases`` cases are judged, as long
     as that takes no more than ``validation_share`` of the time.
+
+    ``batch_size`` images make a batch, however many processes share it, and ``accumulate`` batches
+    a step. Dice is taken per image, or with ``batch_dice`` over all images of a batch at once;
+    without ``dice_background`` the background class has no part in it; ``dice_smooth`` is added to
+    numerator and denominator. ``ema_decay`` keeps a running mean of the weights, which is then what
+    is validated and exported.
+
+    A step whose loss or gradient is not finite is left out. Training stops after
+    ``bad_steps_in_a_row`` of them, or once more than that and more than ``bad_step_share`` of all
+    steps were left out.
+
+    With ``patience``, training ends early after that many validations in between without a better
+    running mean of Dice (0.9 of the mean before and 0.1 of the new Dice). ``export`` says which
+    weights become the model: the last, or those of the best such mean. ``checkpoint_every_s`` is
+    the least time between two checkpoints; where writing one takes long, they come further apart.
+
+    ``prefetch`` batches are made ready ahead by a thread, and by ``workers`` processes if there are
+    any. ``sync_batch_norm`` takes the statistics of batch normalisation over all processes (GPU).
+    ``mlflow`` also logs to a local MLflow store in the run folder.
 
     ``encoder_weights`` is what a network with a pretrained encoder begins with: a file, relative to
     the current directory, or "timm" for those that timm lists, fetched on this request alone. None
@@ -95,6 +103,7 @@ class TrainingSettings(_Frozen):
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: Count
+    accumulate: Count = 1
     samples_per_case: Count = 1
     patch_ijk: tuple[Count, Count, Count] | None = None
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -105,15 +114,30 @@ class TrainingSettings(_Frozen):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dice_weight: NotNegative = 1.0
     cross_entropy_weight: NotNegative = 1.0
+    batch_dice: bool = False
+    dice_background: bool = True
+    dice_smooth: NotNegative = 1e-5
     foreground_share: Share = 0.5
     gradient_clip: Positive | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    bad_steps_in_a_row: Count = 10
+    bad_step_share: Share = 0.01
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
+    prefetch: Annotated[int, Field(ge=0, le=64)] = 2
+    sync_batch_norm: bool = False
+    cache: Literal["auto", "memory", "disk"] = "auto"
+    cache_folder: Annotated[str, Field(min_length=1)] | None = None
+    preparation_processes: Count | None = None
     validate_every: Count = 10
     validation_cases: Count = 8
     validation_share: Share = 0.05
+    patience: Count | None = None
+    export: Literal["last", "best"] = "last"
+    checkpoint_every_s: NotNegative = 20.0
+    mlflow: bool = False
     seed: int = 0
     encoder_weights: Annotated[str, Field(min_length=1)] | None = None
     augmentation: AugmentationSettings = AugmentationSettings()
@@ -126,6 +150,15 @@ class TrainingSettings(_Frozen):
             raise ValueError("dice_weight and cross_entropy_weight cannot both be 0")
         return self
 
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _preset_named(cls, value: Any) -> Any:  # noqa: ANN401 - parsed YAML
+        if not isinstance(value, str):
+            return value
+        if value not in PRESETS:
+            raise ValueError(f"one of the presets {', '.join(sorted(PRESETS))}, or settings")
+        return PRESETS[value]
+
     @field_validator("device")
     @classmethod
     def _device_named(cls, value: str) -> str:
@@ -137,7 +170,10 @@ class TrainingSettings(_Frozen):
 class RunSettings(_Frozen):
     """One training run, complete: nothing is inherited from elsewhere.
 
-    ``labels`` holds a label scheme as plain values; ``licence`` is that of the weights.
+    ``labels`` holds a label scheme as plain values; ``licence`` is that of the weights. With
+    ``regions`` the network has one channel per region instead of one per class, each with a sigmoid
+    of its own, and regions may overlap. Voxels of ``ignore_value`` in the label maps, which is no
+    label of the scheme, count neither in the loss nor in the validation.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
@@ -145,6 +181,8 @@ class RunSettings(_Frozen):
     description: Annotated[str, Field(min_length=1)]
     data: DataSettings
     labels: dict[str, Any]
+    regions: Annotated[tuple[Region, ...], Field(min_length=1)] | None = None
+    ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
     inputs: InputSettings
     network: NetworkChoice
     training: TrainingSettings
@@ -156,9 +194,42 @@ class RunSettings(_Frozen):
     def _labels_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
         return LabelScheme.from_dict(value).to_dict()
 
+    @model_validator(mode="after")
+    def _values_known(self) -> Self:
+        values = self.scheme().values
+        for region in self.regions or ():
+            if strangers := sorted(set(region.members) - set(values)):
+                raise ValueError(f"labels with the values {strangers} of region {region.name!r}")
+        names = [region.name for region in self.regions or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("every region under a name of its own")
+        if self.ignore_value in values:
+            raise ValueError(f"an ignore_value that is no label, labels lists {self.ignore_value}")
+        if self.ignore_value is not None and len(values) > 254:
+            raise ValueError("at most 254 labels beside an ignore_value")
+        return self
+
     def scheme(self) -> LabelScheme:
         """The label scheme as a value."""
         return LabelScheme.from_dict(self.labels)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What Dice is told of: the regions, or the structures without background."""
+        if self.regions is not None:
+            return tuple(region.name for region in self.regions)
+        return tuple(label.name for label in self.scheme().labels)
+
+    @property
+    def region_classes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Class indices that each region is made of; None without regions."""
+        if self.regions is None:
+            return None
+        values = self.scheme().values
+        return tuple(
+            tuple(sorted(values.index(value) + 1 for value in region.members))
+            for region in self.regions
+        )
 
     @property
     def patch_ijk(self) -> tuple[int, int, int]:

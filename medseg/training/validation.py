@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import CacheDataset, DataLoader
+from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
-from monai.metrics import DiceMetric
+from monai.metrics import compute_dice
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from medseg.events import Cancelled, Listener
 from medseg.models.card import InputSettings
+from medseg.training.cases import PreparedCases
+from medseg.training.losses import IGNORED_CLASS, region_masks
 from medseg.training.precision import Numerics
 from medseg.training.transforms import IMAGE, LABEL
 
@@ -34,12 +36,14 @@ class Scores:
         mean: Mean over the structures that have a Dice.
         cases: Number of cases judged.
         seconds: Time it took.
+        per_case: Case id to the Dice of each structure there, NaN where the case does not hold it.
     """
 
     dice: dict[str, float]
     mean: float
     cases: int
     seconds: float
+    per_case: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Validator:
@@ -51,20 +55,24 @@ class Validator:
     Args:
         cached: The held-out cases.
         inputs: Window and overlap.
-        names: Names of the structures, in the order of the classes from 1 on.
+        names: Names of the structures, in the order of the classes from 1 on, or of the regions.
         device: Where the network is.
         numerics: Precision and layout.
+        regions: Class indices of each region, whose channels are on where the logit is above 0;
+            None for classes, of which the largest logit wins.
     """
 
     def __init__(
         self,
-        cached: CacheDataset,
+        cached: PreparedCases,
         inputs: InputSettings,
         names: Sequence[str],
         device: torch.device,
         numerics: Numerics,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.cached = cached
+        self.regions = regions
         self.names = tuple(names)
         self.device = device
         self.inferer = _Windows(inputs, device, numerics)
@@ -82,10 +90,15 @@ class Validator:
         """
         began = time.monotonic()
         chosen = spread(len(self.cached), limit)
-        loader = DataLoader(Subset(self.cached, chosen), batch_size=1, num_workers=0)
-        metric = DiceMetric(
-            include_background=False, reduction="none", num_classes=len(self.names) + 1
+        loader = DataLoader(
+            Subset(self.cached, chosen),
+            batch_size=1,
+            num_workers=0,
+            # one of its own: the loader then leaves alone the numbers that training draws
+            generator=torch.Generator(),
         )
+        ids: list[str] = []
+        found: list[Tensor] = []
         was_training = network.training
         evaluator = SupervisedEvaluator(
             device=self.device,
@@ -100,8 +113,8 @@ class Validator:
         def judged(engine: Engine) -> None:
             nonlocal stopped
             output = engine.state.output
-            winners = output["pred"].argmax(dim=1, keepdim=True)
-            metric(y_pred=winners, y=output["label"].long())
+            found.append(self._dice(output["pred"], output["label"]))
+            ids.extend(engine.state.batch["id"])
             listener.advanced(STAGE_VALIDATION, engine.state.iteration)
             if listener.cancelled() and engine.state.iteration < len(chosen):
                 stopped = True
@@ -113,14 +126,36 @@ class Validator:
         network.train(was_training)
         if stopped:
             raise Cancelled
-        per_case = metric.aggregate()
+        per_case = torch.cat(found)
         per_label = torch.nanmean(per_case.double(), dim=0)
         return Scores(
             dice=dict(zip(self.names, per_label.tolist(), strict=True)),
             mean=float(torch.nanmean(per_label)),
             cases=len(chosen),
             seconds=time.monotonic() - began,
+            per_case={
+                case: dict(zip(self.names, row, strict=True))
+                for case, row in zip(ids, per_case.tolist(), strict=True)
+            },
         )
+
+    def _dice(self, logits_bnijk: Tensor, target_b1ijk: Tensor) -> Tensor:
+        """``(b, n)`` Dice of structures or regions; voxels that nobody judged are left out."""
+        judged = target_b1ijk != IGNORED_CLASS
+        # MONAI's function and not its metric, which would wait for all processes of a training
+        if self.regions is None:
+            found = logits_bnijk.argmax(dim=1, keepdim=True) * judged
+            truth = target_b1ijk.long() * judged
+        else:
+            found = ((logits_bnijk > 0) & judged).float()
+            truth = region_masks(target_b1ijk, self.regions).float()
+        dice: Tensor = compute_dice(
+            found,
+            truth,
+            include_background=self.regions is not None,
+            num_classes=None if self.regions is not None else len(self.names) + 1,
+        )
+        return dice
 
 
 def spread(count: int, limit: int | None) -> list[int]:

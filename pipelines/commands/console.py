@@ -14,7 +14,16 @@ from medseg import NOTICE, __version__
 from medseg.errors import ConfigError, MedsegError
 from medseg.events import Cancelled
 
-__all__ = ["Device", "Json", "Overwrite", "answering", "app", "models_app", "print_json"]
+__all__ = [
+    "Device",
+    "Json",
+    "Overwrite",
+    "answering",
+    "app",
+    "data_app",
+    "models_app",
+    "print_json",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +39,10 @@ models_app = typer.Typer(
     name="models", help="Trained models and the networks that can be trained.", no_args_is_help=True
 )
 app.add_typer(models_app)
+data_app = typer.Typer(
+    name="data", help="Datasets: check one, make a phantom of one.", no_args_is_help=True
+)
+app.add_typer(data_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

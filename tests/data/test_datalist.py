@@ -116,11 +116,11 @@ def test_a_draw_that_leaves_nothing_to_train_on_is_refused(tmp_path):
 def test_a_folder_that_is_absent_or_no_dataset_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="a dataset folder, found no such folder"):
         read_datalist(tmp_path / "absent")
-    with pytest.raises(ConfigError, match=r"dataset.json: expected the dataset's index"):
+    with pytest.raises(ConfigError, match=r"in one of the layouts msd, .*found none that is known"):
         read_datalist(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="found a file"):
-        read_datalist(tmp_path / "file")
+        read_datalist(tmp_path / "file", layout="msd")
 
 
 def test_a_missing_file_is_named(root):
@@ -147,7 +147,13 @@ def test_a_path_out_of_the_folder_is_refused(root, path):
         ({"training": {}}, '"training" as a list of cases'),
         ({"training": ["case_00"]}, "cases as .* found a str"),
         ({"training": [{"image": "x", "label": 3}]}, "paths as text, found a int"),
-        ({"modality": {"0": "T1", "1": "T2"}}, "one image file for each of the 2 channels"),
+        (
+            {
+                "modality": {"0": "T1", "1": "T2", "2": "PD"},
+                "training": [{**FIRST, "image": [FIRST["image"]] * 2}],
+            },
+            "one image file for each of the 3 channels",
+        ),
         (
             {"training": [FIRST, FIRST]},
             "every case and file once, found 'case_00' again",

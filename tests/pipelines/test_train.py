@@ -55,7 +55,10 @@ def rows(folder):
 def test_two_steps_leave_a_complete_run_folder(tmp_path, root, network):
     result = run(tmp_path / "run", root, tiny_settings(network))
     folder = tmp_path / "run"
-    entries = "checkpoints config.yaml log.csv model probe.json run.json split.json tensorboard"
+    entries = (
+        "checkpoints config.yaml log.csv model probe.json progress.png run.json split.json "
+        "tensorboard"
+    )
     assert sorted(path.name for path in folder.iterdir()) == entries.split()
     assert (result.steps, result.finished, len(result.losses)) == (2, True, 2)
     assert all(math.isfinite(loss) for loss in result.losses)
@@ -90,7 +93,7 @@ def test_the_resolved_settings_say_all_and_name_no_place_on_the_machine(tmp_path
 
 @pytest.mark.parametrize("network", ["revunet", "neunet"])
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path, root, network):
-    content = tiny_settings(network, steps=3, augmentation={"affine_probability": 0.5})
+    content = tiny_settings(network, steps=3, augmentation={"rotation_probability": 0.5})
     first = run(tmp_path / "a", root, content)
     torch.rand(7)
     second = run(tmp_path / "b", root, content)

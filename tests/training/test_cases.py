@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from monai.data.meta_obj import get_track_meta
 
 from medseg.core import Grid, LabelScheme, Volume
 from medseg.data.datalist import Case, read_datalist
+from medseg.data.preparing import CachePlan
 from medseg.errors import FormatError, GeometryError
 from medseg.events import Cancelled, Silent
 from medseg.io.writing import write_volume
 from medseg.models.card import Channel, InputSettings
+from medseg.training.augmentation import AugmentationSettings
 from medseg.training.cases import DrawSampler, cache_cases, training_loader
-from medseg.training.settings import AugmentationSettings
 from medseg.training.transforms import (
     IMAGE,
     LABEL,
@@ -29,10 +32,15 @@ INPUTS = InputSettings(
 )
 STRONG = AugmentationSettings(
     flip_probability=0.5,
-    affine_probability=1.0,
+    rotation_probability=1.0,
+    scaling_probability=1.0,
     noise_probability=1.0,
-    intensity_probability=1.0,
+    blur_probability=1.0,
+    brightness_probability=1.0,
     contrast_probability=1.0,
+    low_resolution_probability=1.0,
+    gamma_inverted_probability=1.0,
+    gamma_probability=1.0,
 )
 CPU = torch.device("cpu")
 
@@ -57,8 +65,12 @@ def loader(data, *, patch=(8, 8, 8), augmentation=STRONG, seed=0, batch_size=2, 
         foreground_share=more.pop("foreground_share", 0.5),
         augmentation=augmentation,
     )
-    cached = cache_cases(data.train, read, transforms, Silent(), stage="reading")
-    return training_loader(cached, batch_size=batch_size, seed=seed, device=CPU, workers=0, **more)
+    plan = more.pop("plan", None)
+    cached = cache_cases(data.train, read, transforms, Silent(), stage="reading", plan=plan)
+    workers = more.pop("workers", 0)
+    return training_loader(
+        cached, batch_size=batch_size, seed=seed, device=CPU, workers=workers, **more
+    )
 
 
 def test_a_case_is_read_normalised_with_classes_in_place_of_label_values(data):
@@ -138,16 +150,17 @@ def test_patches_have_their_extents_even_where_the_case_is_smaller(data):
 
 
 def test_a_patch_keeps_image_and_labels_together_through_the_affine_and_the_flips(data):
-    only_places = AugmentationSettings(flip_probability=0.5, affine_probability=1.0)
+    only_places = AugmentationSettings(flip_probability=0.5, rotation_probability=1.0)
     for batch in loader(data, patch=(16, 16, 16), augmentation=only_places):
         for image, label in zip(batch[IMAGE], batch[LABEL], strict=True):
             assert float(image[label > 0].mean()) > float(image[label == 0].mean()) + 1.0
 
 
-def test_a_foreground_share_of_one_centres_every_patch_on_a_structure(data):
-    plain = AugmentationSettings()
-    for batch in loader(data, augmentation=plain, foreground_share=1.0, samples_per_case=4):
-        assert all(bool(label.any()) for label in batch[LABEL])
+def test_a_foreground_share_of_one_puts_a_structure_into_every_patch(data):
+    for augmentation in (AugmentationSettings(), AugmentationSettings(rotation_probability=1.0)):
+        more = {"foreground_share": 1.0, "samples_per_case": 4}
+        for batch in loader(data, augmentation=augmentation, **more):
+            assert all(bool(label.any()) for label in batch[LABEL])
 
 
 def drawn(data, **more):
@@ -172,16 +185,42 @@ def test_what_is_drawn_does_not_depend_on_other_random_numbers(data):
         assert torch.equal(images, same)
 
 
+def test_processes_and_files_change_nothing_in_what_is_drawn(data, tmp_path):
+    one = drawn(data)
+    plan = CachePlan("disk", tmp_path, processes=1)
+    for other in (drawn(data, workers=2), drawn(data, plan=plan)):
+        for (ids, images), (same_ids, same) in zip(one, other, strict=True):
+            assert ids == same_ids
+            assert torch.equal(images, same)
+
+
 def test_every_epoch_has_every_case_once_in_a_new_order_with_new_patches():
     sampler = DrawSampler(50, seed=3)
     first, second = list(sampler), list(sampler)
     for epoch in (first, second):
-        assert sorted(index for index, _ in epoch) == list(range(50))
-    assert [index for index, _ in first] != [index for index, _ in second]
-    assert {seed for _, seed in first}.isdisjoint(seed for _, seed in second)
+        assert sorted(index for index, _, _ in epoch) == list(range(50))
+    assert [index for index, _, _ in first] != [index for index, _, _ in second]
+    assert {seed for _, seed, _ in first}.isdisjoint(seed for _, seed, _ in second)
     continued = DrawSampler(50, seed=3)
     continued.epoch = 1
     assert list(continued) == second, "a later epoch needs nothing of the earlier ones"
+
+
+@given(
+    count=st.integers(1, 40),
+    samples=st.integers(1, 3),
+    share=st.sampled_from([0.0, 0.1, 0.25, 0.33, 0.5, 2 / 3, 1.0]),
+    epochs=st.integers(1, 4),
+)
+def test_the_foreground_share_is_exact_over_any_patches_in_a_row(count, samples, share, epochs):
+    sampler = DrawSampler(count, 0, samples=samples, foreground_share=share)
+    forced = [one for _ in range(epochs) for _, _, draws in sampler for one in draws]
+    assert len(forced) == epochs * count * samples
+    sums = np.concatenate([[0], np.cumsum(forced)])
+    for length in (1, 2, 7, len(forced)):
+        if length <= len(forced):
+            found = sums[length:] - sums[:-length]
+            assert np.all(np.abs(found - length * share) < 1 + 1e-4 * length)
 
 
 def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(data):
@@ -191,12 +230,12 @@ def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(data):
 
 def test_the_cached_case_is_not_changed_by_drawing_from_it(data):
     batches = loader(data)
-    cached = batches.dataset.cached
-    before = [item[IMAGE].clone() for item in cached._cache]
+    cases = batches.dataset.cached.cases
+    before = [case.image_cijk.copy() for case in cases]
     for _ in range(3):
         list(batches)
     assert all(
-        torch.equal(old, item[IMAGE]) for old, item in zip(before, cached._cache, strict=True)
+        np.array_equal(old, case.image_cijk) for old, case in zip(before, cases, strict=True)
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medseg.errors import ConfigError
-from medseg.training.losses import build_loss
+from medseg.training.losses import LossOptions, build_loss
 from medseg.training.precision import Numerics, choose_numerics, has_bf16
 
 CPU = torch.device("cpu")
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def choose(precision="auto", channels_last="auto", **more):
     network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv3d(4, 2, 1))
-    loss = build_loss(((1, 1, 1),), (1.0,), dice_weight=1.0, cross_entropy_weight=1.0)
+    loss = build_loss(((1, 1, 1),), (1.0,), LossOptions())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     torch.manual_seed(5)
     numerics, measured = choose_numerics(

@@ -64,7 +64,13 @@ def test_a_missing_key_is_refused(key):
     ("section", "value", "words"),
     [
         ({"dice_weight": 0.0, "cross_entropy_weight": 0.0}, None, "cannot both be 0"),
-        ({"augmentation": {"contrast_gamma": [2.0, 1.0]}}, None, "the smaller exponent first"),
+        (
+            {"augmentation": {"gamma": [2.0, 1.0]}},
+            None,
+            "augmentation.gamma: .*smaller number first",
+        ),
+        ({"augmentation": {"flip_axes": [1, 1]}}, None, "augmentation.flip_axes: .*axis once"),
+        ({"augmentation": "nnunett"}, None, "one of the presets light, nnunet, none"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(section, value, words):

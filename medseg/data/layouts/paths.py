@@ -1,0 +1,273 @@
+"""A CSV or YAML file that lists the paths of images and labels: for data in no common layout.
+
+A CSV has a line per case and the columns ``label``, ``image`` (or ``image:T1``, ``image:T2``, ...
+for several channels), and if wanted ``id``, ``patient`` and ``split`` (train, validation or test).
+What the labels mean stands in ``labels.yaml`` beside it, or is named with the dataset. A YAML file
+holds ``channels``, ``labels`` and ``cases`` (each with ``images``, ``label``, and if wanted ``id``,
+``patient``, ``split``), and if wanted ``name`` and ``licence``.
+
+Paths are relative to the file; unlike in datasets that others made, they may also be absolute.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medseg.core import LabelScheme
+from medseg.data.case import Case
+from medseg.data.layouts.listing import (
+    Listing,
+    Problem,
+    case_problem,
+    damaged,
+    file_stem,
+    kind_of,
+    refuse,
+)
+from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
+from medseg.errors import FormatError, one_of
+
+__all__ = ["is_list", "list_paths"]
+
+_NAMES = ("cases.csv", "cases.yaml", "cases.yml")
+_PARTS = ("train", "validation", "test")
+_LABELS_NAME = "labels.yaml"
+_KEYS = ("id", "patient", "images", "label", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: str
+    patient: str
+    images: tuple[str, ...]
+    label: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    name: str
+    licence: str
+    channels: tuple[str, ...]
+    scheme: LabelScheme | None
+    rows: tuple[_Row, ...]
+
+
+def is_list(root: Path) -> bool:
+    """Whether it is a CSV or YAML file, or a folder with ``cases.csv`` or ``cases.yaml``."""
+    return _list_file(root) is not None
+
+
+def list_paths(root: Path, scheme: str | None = None) -> Listing:
+    """List the cases of the file.
+
+    Args:
+        root: The file, or a folder with ``cases.csv`` or ``cases.yaml``.
+        scheme: Name of a label scheme in place of the one in the file.
+
+    Raises:
+        FormatError: ``dataset-index`` if the file is damaged or lacks what it must hold.
+        ConfigError: ``dataset-missing``, ``scheme-missing``, ``scheme-unknown``.
+    """
+    path = _list_file(root)
+    if path is None:
+        refuse(
+            root,
+            expected=f"a CSV or YAML file, or a folder with {one_of('', _NAMES)}",
+            found="neither",
+            remedy="give the file that lists the cases",
+            code="dataset-missing",
+        )
+    content = _read_csv(path) if path.suffix.lower() == ".csv" else _read_yaml(path)
+    wanted = content.scheme if scheme is None else find_scheme(scheme)
+    if wanted is None:
+        refuse(
+            path,
+            expected=f"{_LABELS_NAME} beside it, with the meaning of the label values",
+            found="no such file",
+            remedy="write one (see `medseg data schemes`), or name a scheme with --scheme or as "
+            "data.scheme",
+            code="scheme-missing",
+        )
+    cases, problems, parts = _cases(path, content)
+    return Listing(
+        layout="list",
+        name=content.name,
+        licence=content.licence,
+        channels=content.channels,
+        scheme=wanted,
+        is_named=wanted.name in SCHEMES,
+        regions=REGIONS.get(wanted.name, ()),
+        cases=cases,
+        problems=problems,
+        parts=parts,
+    )
+
+
+def _list_file(root: Path) -> Path | None:
+    if root.is_file():
+        return root if root.suffix.lower() in (".csv", ".yaml", ".yml") else None
+    return next((root / name for name in _NAMES if (root / name).is_file()), None)
+
+
+def _read_csv(path: Path) -> _Content:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = list(csv.DictReader(text.splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error):
+        damaged(path, expected="a CSV file with a heading", found="text that cannot be parsed")
+    heading = [name for name in (lines[0] if lines else {}) if name is not None]
+    columns = [name for name in heading if name == "image" or name.startswith("image:")]
+    if not columns or "label" not in heading:
+        damaged(
+            path,
+            expected='the columns "image" (or "image:NAME" for each channel) and "label"',
+            found=", ".join(heading) or "no line beside the heading",
+        )
+    strangers = sorted(set(heading) - set(columns) - {"id", "patient", "label", "split"})
+    if strangers:
+        damaged(
+            path,
+            expected=f"columns {one_of(strangers[0], ('id', 'patient', 'label', 'split'))}",
+            found=repr(strangers[0]),
+        )
+    rows = tuple(
+        _Row(
+            id=(line.get("id") or "").strip(),
+            patient=(line.get("patient") or "").strip(),
+            images=tuple((line[name] or "").strip() for name in columns),
+            label=(line["label"] or "").strip(),
+            split=(line.get("split") or "").strip(),
+        )
+        for line in lines
+    )
+    labels = path.parent / _LABELS_NAME
+    return _Content(
+        name=path.stem,
+        licence="unknown",
+        channels=tuple(name.removeprefix("image:") for name in columns),
+        scheme=find_scheme(str(labels)) if labels.is_file() else None,
+        rows=rows,
+    )
+
+
+def _read_yaml(path: Path) -> _Content:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(
+            str(path),
+            expected="plain YAML",
+            found="text that cannot be parsed",
+            remedy="repair the file",
+            code="dataset-index",
+        ) from error
+    if not isinstance(content, Mapping):
+        damaged(path, expected="a mapping with channels, labels and cases", found=kind_of(content))
+    known = ("name", "licence", "channels", "labels", "cases")
+    strangers = sorted(str(key) for key in set(content) - set(known))
+    if strangers:
+        damaged(path, expected=one_of(strangers[0], known), found=f"the key {strangers[0]!r}")
+    channels, cases = content.get("channels"), content.get("cases")
+    if not isinstance(channels, list) or not channels:
+        damaged(path, expected='"channels" as a list of names', found=kind_of(channels))
+    if not isinstance(cases, list) or not cases:
+        damaged(path, expected='"cases" as a list', found=kind_of(cases))
+    name = str(content.get("name", path.stem))
+    return _Content(
+        name=name,
+        licence=str(content.get("licence", "unknown")),
+        channels=tuple(str(channel) for channel in channels),
+        scheme=_scheme(path, name, content.get("labels")),
+        rows=tuple(_yaml_row(path, case) for case in cases),
+    )
+
+
+def _scheme(path: Path, name: str, labels: Any) -> LabelScheme | None:  # noqa: ANN401 - parsed YAML
+    if labels is None:
+        return None
+    if isinstance(labels, str):
+        return find_scheme(labels)
+    if isinstance(labels, Mapping) and "labels" in labels:
+        return LabelScheme.from_dict(labels)
+    if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels):
+        damaged(
+            path,
+            expected='"labels" as {value: name}, a scheme or the name of one',
+            found=kind_of(labels),
+        )
+    return LabelScheme.plain(name, {value: str(label) for value, label in labels.items()})
+
+
+def _yaml_row(path: Path, case: Any) -> _Row:  # noqa: ANN401 - parsed YAML
+    if not isinstance(case, Mapping) or not {"images", "label"} <= set(case):
+        damaged(path, expected="cases with images and label", found=kind_of(case))
+    strangers = sorted(str(key) for key in set(case) - set(_KEYS))
+    if strangers:
+        damaged(path, expected=one_of(strangers[0], _KEYS), found=f"the key {strangers[0]!r}")
+    images = case["images"] if isinstance(case["images"], list) else [case["images"]]
+    return _Row(
+        id=str(case.get("id", "")),
+        patient=str(case.get("patient", "")),
+        images=tuple(str(image) for image in images),
+        label=str(case["label"]),
+        split=str(case.get("split", "")),
+    )
+
+
+def _cases(
+    path: Path, content: _Content
+) -> tuple[tuple[Case, ...], tuple[Problem, ...], dict[str, tuple[str, ...]]]:
+    cases: dict[str, Case] = {}
+    problems: list[Problem] = []
+    parts: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for row in content.rows:
+        name = row.id or file_stem(Path(row.label))
+        if name in seen:
+            damaged(path, expected="every case once", found=f"{name!r} again")
+        seen.add(name)
+        images = tuple(path.parent / image for image in row.images)
+        label = path.parent / row.label
+        problem = _missing(name, row, images, label, content.channels)
+        if problem:
+            problems.append(problem)
+            continue
+        if row.split:
+            if row.split not in _PARTS:
+                damaged(path, expected=f"split {one_of(row.split, _PARTS)}", found=repr(row.split))
+            parts.setdefault(row.split, []).append(name)
+        cases[name] = Case(name, images, label, patient=row.patient)
+    return (
+        tuple(cases[name] for name in sorted(cases)),
+        tuple(problems),
+        {part: tuple(names) for part, names in parts.items()},
+    )
+
+
+def _missing(
+    name: str, row: _Row, images: Sequence[Path], label: Path, channels: Sequence[str]
+) -> Problem | None:
+    if len(images) not in (1, len(channels)) or not all(row.images):
+        given = sum(bool(image) for image in row.images)
+        expected, found = f"an image for each of the {len(channels)} channels", f"{given}"
+        code = "modality-missing"
+    elif not row.label or not label.exists():
+        expected, found, code = "an existing label map", "no such file", "label-missing"
+    elif not all(image.exists() for image in images):
+        expected, found, code = "existing images", "no such file", "dataset-file-missing"
+    else:
+        return None
+    return case_problem(
+        name,
+        expected=expected,
+        found=found,
+        remedy="correct the list or complete the dataset",
+        code=code,
+    )

@@ -1,0 +1,178 @@
+"""What lies in a folder of DICOM files: image series, segmentations, structure sets.
+
+Identifiers never leave as they stand: a patient or a series is named by a hash of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medseg.core import Code, Label, LabelScheme
+from medseg.errors import FormatError
+from medseg.io.dicom_quiet import quiet_dicom
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["DicomObject", "has_dicom", "is_dicom_file", "read_objects", "read_segment_scheme"]
+
+_SEG_CLASSES = frozenset(
+    {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}  # binary, label map
+)
+_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+_LOOKED_AT = (
+    "Modality",
+    "PatientID",
+    "ReferencedSeriesSequence",
+    "Rows",
+    "SeriesInstanceUID",
+    "SOPClassUID",
+    "StudyInstanceUID",
+)
+_TRIED_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DicomObject:
+    """One DICOM file of interest.
+
+    Args:
+        path: Where it is.
+        kind: ``image``, ``SEG`` or ``RTSTRUCT``.
+        series: Hash of its series.
+        patient: Hash of its patient; empty where no identifier is stored.
+        refers_to: Hash of the series that a SEG was drawn on; empty where it does not say.
+    """
+
+    path: Path
+    kind: str
+    series: str
+    patient: str
+    refers_to: str
+
+
+def has_dicom(root: Path) -> bool:
+    """Whether one of the first files under a folder is DICOM with its preamble."""
+    return any(is_dicom_file(path) for path in _first_files(root, _TRIED_FILES))
+
+
+def read_objects(folder: Path) -> tuple[DicomObject, ...]:
+    """The images, segmentations and structure sets under a folder, in order of path.
+
+    Files that are no DICOM, and objects of other kinds, are passed over.
+    """
+    with quiet_dicom():
+        found = (_read_object(path) for path in sorted(folder.rglob("*")) if path.is_file())
+        return tuple(one for one in found if one is not None)
+
+
+def read_segment_scheme(path: Path) -> LabelScheme:
+    """The segments of a DICOM SEG as a label scheme, numbered as they are in the file.
+
+    Raises:
+        FormatError: ``seg-unreadable``.
+    """
+    from pydicom import dcmread  # noqa: PLC0415
+
+    try:
+        with quiet_dicom():
+            seg = dcmread(path, stop_before_pixels=True)
+            segments = [
+                (int(segment.SegmentNumber), _segment(segment)) for segment in seg.SegmentSequence
+            ]
+    except Exception as error:  # whatever a damaged or foreign file makes pydicom raise
+        raise FormatError(
+            str(path),
+            expected="a DICOM SEG with its segments",
+            found="a file that is damaged or another object",
+            remedy="give a DICOM Segmentation Storage file",
+            code="seg-unreadable",
+        ) from error
+    plain = LabelScheme.plain("segments", {number: name for number, (name, *_) in segments})
+    codes = dict(segments)
+    return LabelScheme(
+        "segments",
+        tuple(
+            Label(label.value, label.name, label.rgb, *codes[label.value][1:])
+            for label in plain.labels
+        ),
+    )
+
+
+def _segment(segment: Dataset) -> tuple[str, Code | None, Code | None, Code | None]:
+    concepts = segment.get("SegmentedPropertyTypeCodeSequence") or []
+    modifiers = (
+        concepts[0].get("SegmentedPropertyTypeModifierCodeSequence") or [] if concepts else []
+    )
+    name = str(segment.get("SegmentLabel", "")).strip() or f"segment {segment.SegmentNumber}"
+    return (
+        name[:64],
+        _code(segment.get("SegmentedPropertyCategoryCodeSequence") or []),
+        _code(concepts),
+        _code(modifiers),
+    )
+
+
+def _code(sequence: list[Dataset]) -> Code | None:
+    if not sequence:
+        return None
+    item = sequence[0]
+    value = str(item.get("CodeValue") or item.get("LongCodeValue") or "")
+    scheme, meaning = (
+        str(item.get(name) or "") for name in ("CodingSchemeDesignator", "CodeMeaning")
+    )
+    return Code(value, scheme, meaning[:64]) if value and scheme and meaning else None
+
+
+def _read_object(path: Path) -> DicomObject | None:
+    from pydicom import dcmread  # noqa: PLC0415
+
+    if not is_dicom_file(path):
+        return None
+    try:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=list(_LOOKED_AT))
+        class_uid = str(header.get("SOPClassUID", ""))
+        if class_uid in _SEG_CLASSES:
+            kind = "SEG"
+        elif class_uid == _RTSTRUCT_CLASS:
+            kind = "RTSTRUCT"
+        elif header.get("Rows") and header.get("Modality") in ("CT", "MR", "PT"):
+            kind = "image"
+        else:
+            return None
+        referenced = header.get("ReferencedSeriesSequence") or []
+        refers_to = referenced[0].get("SeriesInstanceUID", "") if referenced else ""
+        # a study stands for the patient where de-identification emptied the identifier
+        patient = header.get("PatientID") or header.get("StudyInstanceUID") or ""
+    except Exception:  # no DICOM after all: read_image tells if it was needed
+        return None
+    return DicomObject(
+        path,
+        kind,
+        _hash(str(header.get("SeriesInstanceUID", ""))),
+        _hash(str(patient)),
+        _hash(str(refers_to)),
+    )
+
+
+def _hash(identifier: str) -> str:
+    return hashlib.sha256(identifier.encode()).hexdigest()[:12] if identifier else ""
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file can be read and begins as DICOM files do."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _first_files(root: Path, count: int) -> Iterator[Path]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    for _, path in zip(range(count), files, strict=False):
+        yield path

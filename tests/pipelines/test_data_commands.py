@@ -1,0 +1,84 @@
+"""`medseg data`: phantom, check, split, schemes."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medseg.core import LabelScheme
+from medseg.data.datalist import read_datalist
+from medseg.data.schemes import SCHEMES
+from pipelines.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["data", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture(scope="module")
+def acdc(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "acdc"
+    result = run("phantom", "acdc", "--cases", 5, "-o", out, "--size", "small", "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    assert "5 made patients (acdc)" in result.stdout
+    return out
+
+
+def test_a_phantom_is_checked_in_words_and_in_json(acdc):
+    words = run("check", acdc, "--jobs", 1)
+    assert words.exit_code == 0, words.stderr
+    assert "10 of 10 cases can be used" in words.stdout
+    assert "0 errors, 0 hints" in words.stdout
+    answer = run("check", acdc, "--json", "--jobs", 1, "--split", "acdc-70-10-20")
+    content = json.loads(answer.stdout)
+    assert content["layout"] == "acdc"
+    assert len(content["split"]["test"]) == 2
+    assert content["findings"] == []
+    assert content["cases"][0]["volumes_ml"]["left ventricle"] > 10
+    assert str(acdc) not in answer.stdout
+
+
+def test_an_error_is_exit_code_1_and_wrong_usage_2(acdc, tmp_path):
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["patient001_frame01"], "validation": ["none"]}))
+    bad = run("check", acdc, "--split", split, "--jobs", 1)
+    assert bad.exit_code == 1
+    assert "split-unknown-case" in bad.stdout
+    answer = json.loads(run("check", acdc, "--split", split, "--jobs", 1, "--json").stdout)
+    assert answer["findings"][0]["severity"] == "error"
+    assert answer["split"] is None
+    absent = run("check", tmp_path / "absent")
+    assert absent.exit_code == 2
+    assert "dataset-missing" in absent.stderr
+    unknown = run("phantom", "hearts", "-o", tmp_path / "x")
+    assert unknown.exit_code == 2
+    assert "[phantom]" in unknown.stderr
+
+
+def test_folds_are_written_once(acdc, tmp_path):
+    out = tmp_path / "folds.json"
+    result = run("split", acdc, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert "five folds of 2, 2, 2, 2, 2" in result.stdout
+    data = read_datalist(acdc, split=str(out), fold=4)
+    assert len(data.validation) == 2
+    again = run("split", acdc, "-o", out)
+    assert again.exit_code == 2
+    assert "a name that is still free" in again.stderr
+
+
+def test_a_scheme_is_printed_as_a_configuration_takes_it():
+    table = run("schemes")
+    assert all(name in table.stdout for name in SCHEMES)
+    labels = yaml.safe_load(run("schemes", "transunet-8").stdout)["labels"]
+    assert LabelScheme.from_dict(labels) == SCHEMES["transunet-8"]
+    labels = json.loads(run("schemes", "acdc", "--json").stdout)["labels"]
+    assert LabelScheme.from_dict(labels) == SCHEMES["acdc"]
+    assert set(json.loads(run("schemes", "--json").stdout)["schemes"]) == set(SCHEMES)
+    assert run("schemes", "acdcc").exit_code == 2
+
+
+def test_phantom_in_json(tmp_path):
+    result = run("phantom", "msd", "--cases", 1, "-o", tmp_path / "m", "--size", "small", "--json")
+    assert json.loads(result.stdout)["phantom"]["cases"] == 1
