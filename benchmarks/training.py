@@ -84,6 +84,7 @@ if __name__ == "__main__":
     file.write_text(json.dumps(plans))
     preprocess([1], "nnUNetPlans", ("3d_fullres",), (threads,), False)
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, json.loads((base / "dataset.json").read_text()),
                             device=torch.device("cpu"))
     trainer.on_train_start()
