@@ -291,6 +291,14 @@ def test_an_incomplete_tumour_case_is_named(copy, ending, code, words):
         read_datalist(root)
 
 
+def test_a_tumour_case_that_lies_in_two_folders_is_not_mixed_together(copy):
+    root = copy("brats")
+    shutil.copytree(root / "BraTS-GLI-00001-000", root / "again" / "BraTS-GLI-00001-000")
+    assert problem(root).error.code == "case-twice"
+    with pytest.raises(ConfigError, match="one folder with a case of that name, found two"):
+        read_datalist(root)
+
+
 def test_time_points_of_a_patient_belong_together(copy):
     root = copy("brats")
     first = root / "BraTS-GLI-00000-000"
@@ -413,9 +421,10 @@ def test_an_incomplete_nnunet_case_is_named(copy, file, code, words):
         read_datalist(root)
 
 
-def test_nnunet_without_its_index_is_refused(tmp_path):
+@pytest.mark.parametrize("layout", ["msd", "nnunet"])
+def test_a_folder_without_its_index_is_refused(tmp_path, layout):
     with pytest.raises(ConfigError, match=r"dataset.json: expected the dataset's index"):
-        list_cases(tmp_path, "nnunet")
+        list_cases(tmp_path, layout)
 
 
 # A list of paths
