@@ -179,9 +179,9 @@ def draw_picture(path: Path) -> None:
             patch = draw(3 * row + 3)
             axis = axes[row, column]
             middle = edge // 2
-            axis.imshow(patch[IMAGE][0, :, :, middle], cmap="gray", vmin=-2, vmax=2.5)
+            axis.imshow(patch[IMAGE][0, :, :, middle].numpy(), cmap="gray", vmin=-2, vmax=2.5)
             axis.contour(
-                patch[LABEL][0, :, :, middle],
+                patch[LABEL][0, :, :, middle].numpy(),
                 levels=[0.5, 1.5],
                 colors="tab:orange",
                 linewidths=0.8,
