@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from medseg.models.table import build_volume_network
 from medseg.ops.norm import InstanceNorm, instance_norm
-from medseg.training.engine import build_optimizer
-from medseg.training.losses import build_loss
+from medseg.training.losses import LossOptions, build_loss
 from medseg.training.precision import Numerics
 from medseg.training.settings import RunSettings, load_settings
+from medseg.training.step import build_optimizer
 from pipelines.shipped import find_config
 from pipelines.tables import print_table
 
@@ -202,8 +202,7 @@ def training_step(
     loss = build_loss(
         network.head_strides,  # type: ignore[arg-type]
         network.deep_supervision_weights,  # type: ignore[arg-type]
-        dice_weight=training.dice_weight,
-        cross_entropy_weight=training.cross_entropy_weight,
+        LossOptions(training.dice_weight, training.cross_entropy_weight),
     )
     optimizer = build_optimizer(network, training)
     noise = torch.Generator().manual_seed(1)

@@ -348,7 +348,8 @@ def _division(folder: Path, whole: DataList, count: int, seed: int) -> Folds:
                 code="folds-differ",
             )
         return division
-    division = draw_folds({name: name for name in names}, count, seed)
+    patients = {case.id: case.patient for case in (*whole.train, *whole.validation)}
+    division = draw_folds(patients, count, seed)
     write_text(folder / FOLDS_NAME, division.to_json())
     return division
 

@@ -11,6 +11,7 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.data.prepared import IGNORED_CLASS
 from medseg.errors import ConfigError
 
 __all__ = [
@@ -22,9 +23,6 @@ __all__ = [
     "region_masks",
     "strided_target",
 ]
-
-IGNORED_CLASS = 255
-"""Class index of voxels that nobody judged: they count neither in the loss nor in the Dice."""
 
 
 @dataclass(frozen=True, slots=True)
