@@ -2,6 +2,8 @@
 
 import json
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from medseg.data.phantoms import write_phantom
@@ -43,14 +45,22 @@ def test_labels_in_another_order_are_refused_before_training(tmp_path):
         )
 
 
-def test_a_dataset_with_an_ignore_label_is_refused(tmp_path):
+def test_an_ignore_label_must_be_named_and_is_then_left_out(tmp_path):
     root = tmp_path / "set"
     write_phantom("nnunet", root, cases=2, size="small")
     index = json.loads((root / "dataset.json").read_text())
     index["labels"]["ignore"] = 3
     (root / "dataset.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="every voxel is annotated, found the ignore label 3"):
-        train(settings_for("msd-hippocampus"), run_folder=tmp_path / "run", data_root=root)
+    settings = settings_for("msd-hippocampus")
+    with pytest.raises(ConfigError, match="expected 3, the ignore label of .*, found null"):
+        train(settings, run_folder=tmp_path / "run", data_root=root)
+    for path in (root / "labelsTr").iterdir():  # half of every case is not annotated
+        labels = nib.load(path)
+        values = np.asarray(labels.dataobj)
+        values[values.shape[0] // 2 :] = 3
+        nib.save(nib.Nifti1Image(values, labels.affine, labels.header), path)
+    named = settings.model_copy(update={"ignore_value": 3})
+    assert train(named, run_folder=tmp_path / "run", data_root=root).steps == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ class Numbers(Dataset):
         return 7
 
     def __getitem__(self, draw):
-        index, seed = draw
+        index, seed, _ = draw
         if index == 99:
             raise ValueError
         return {"case": index, "seed": seed}
