@@ -39,7 +39,7 @@ def test_a_configuration_is_complete_and_its_network_takes_its_windows(name: str
     settings = load_settings(path)
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert settings.name == name
-    network_name = "revunet" if name == "reversible_hippocampus" else name.split("_")[0]
+    network_name = "revunet" if name == "reversible_hippocampus" else name.split("_", maxsplit=1)[0]
     assert settings.network.name == network_name
     complete = complete_settings(settings)
     with torch.device("meta"):
@@ -103,7 +103,11 @@ def test_neunet_recipes_are_those_that_its_authors_released() -> None:
         found = settings.network.settings["strides"][1:]
         assert " ".join("".join(str(n) for n in stride[turned]) for stride in found) == strides
         training = settings.training
-        assert (training.optimizer, training.learning_rate, training.momentum) == ("sgd", 0.01, 0.99)
+        assert (training.optimizer, training.learning_rate, training.momentum) == (
+            "sgd",
+            0.01,
+            0.99,
+        )
 
 
 def test_head_and_neck_is_not_mirrored_between_left_and_right() -> None:
