@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -168,7 +169,7 @@ def _in_processes(
 ) -> Iterator[tuple[Case, FactT | MedsegError]]:
     left = list(cases)
     while left:
-        with ProcessPoolExecutor(jobs, mp_context=_context()) as pool:
+        with ProcessPoolExecutor(jobs, _context(), _ignore_interrupts) as pool:
             waiting: dict[Future[Any], Case] = {}
             try:
                 while left or waiting:
@@ -195,6 +196,11 @@ def _context() -> BaseContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["medseg.data.facts", "medseg.io.nifti"])
     return context
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent, which lets cases in flight finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _out_of_memory(case: Case) -> ResourceError:

@@ -42,9 +42,10 @@ def data_check(
     Exit code 1 if there are errors, 0 if there are only hints.
     """
     from medseg.data.findings import check_dataset  # noqa: PLC0415
+    from pipelines.interrupt import until_interrupted  # noqa: PLC0415
     from pipelines.progress import console_listener  # noqa: PLC0415
 
-    with console_listener() as listener:
+    with console_listener() as progress, until_interrupted(progress) as listener:
         report = check_dataset(
             folder,
             layout=layout,
@@ -119,6 +120,27 @@ def data_split(
     save_folds(out, folds)
     sizes = ", ".join(str(len(fold.validation)) for fold in folds)
     typer.echo(f"five folds of {sizes} validation cases in {out}")
+
+
+@data_app.command("layouts")
+@answering
+def data_layouts(as_json: Json = False) -> None:
+    """List the layouts that can be read, published splits, and the phantoms that can be made."""
+    from medseg.data.layouts import LAYOUTS  # noqa: PLC0415
+    from medseg.data.phantoms import KINDS  # noqa: PLC0415
+    from medseg.data.splits import PUBLISHED  # noqa: PLC0415
+
+    tables = {
+        title: {name: entry.about for name, entry in entries.items()}
+        for title, entries in (("layout", LAYOUTS), ("split", PUBLISHED), ("phantom", KINDS))
+    }
+    if as_json:
+        print_json({f"{title}s": entries for title, entries in tables.items()})
+        return
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    for title, entries in tables.items():
+        print_table([title, "about"], [[name, about] for name, about in entries.items()])
 
 
 @data_app.command("schemes")

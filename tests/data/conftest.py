@@ -1,5 +1,7 @@
 """Small phantoms of every kind, written once for all tests of this folder."""
 
+import shutil
+
 import pytest
 
 from medseg.data.phantoms import KINDS, write_phantom
@@ -18,4 +20,14 @@ def phantom(tmp_path_factory):
         return root / kind
 
     assert set(CASES) <= set(KINDS)
+    return of
+
+
+@pytest.fixture
+def copy(phantom, tmp_path):
+    """A phantom that a test may break."""
+
+    def of(kind):
+        return shutil.copytree(phantom(kind), tmp_path / kind)
+
     return of

@@ -82,3 +82,10 @@ def test_a_scheme_is_printed_as_a_configuration_takes_it():
 def test_phantom_in_json(tmp_path):
     result = run("phantom", "msd", "--cases", 1, "-o", tmp_path / "m", "--size", "small", "--json")
     assert json.loads(result.stdout)["phantom"]["cases"] == 1
+
+
+def test_layouts_splits_and_phantoms_are_listed():
+    words, answer = run("layouts"), json.loads(run("layouts", "--json").stdout)
+    assert {"brats", "dicom"} <= set(answer["layouts"])
+    assert set(answer["splits"]) == {"transunet", "acdc-70-10-20", "acdc-nnformer"}
+    assert all(name in words.stdout for table in ("layouts", "phantoms") for name in answer[table])

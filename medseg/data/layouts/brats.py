@@ -70,13 +70,18 @@ def list_brats(root: Path, scheme: str | None = None) -> Listing:
     Raises:
         ConfigError: ``scheme-ambiguous`` if the label maps do not tell, ``scheme-unknown``.
     """
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    found: dict[tuple[str, Path], dict[str, Path]] = defaultdict(dict)
     marks = set()
     for path, name, mark, kind in _files(root):
-        found[name].setdefault(kind, path)
+        found[name, path.parent].setdefault(kind, path)
         marks.add(mark)
     cases, problems = [], []
-    for name, files in sorted(found.items()):
+    seen: set[str] = set()
+    for (name, _), files in sorted(found.items()):
+        if name in seen:
+            problems.append(_twice(name))
+            continue
+        seen.add(name)
         missing = [kind for kind in (*_CHANNELS, "seg") if kind not in files]
         if missing:
             problems.append(_incomplete(name, missing[0]))
@@ -159,6 +164,16 @@ def _incomplete(name: str, kind: str) -> Problem:
         found="no such file",
         remedy="complete the case or take it out of the dataset",
         code="label-missing" if is_label else "modality-missing",
+    )
+
+
+def _twice(name: str) -> Problem:
+    return case_problem(
+        name,
+        expected="one folder with a case of that name",
+        found="two",
+        remedy="remove the copy, or give the folder of one part of the dataset",
+        code="case-twice",
     )
 
 

@@ -22,11 +22,12 @@ from medseg.data.layouts.listing import (
     kind_of,
     patient_of,
     read_json,
+    refuse,
 )
 from medseg.data.schemes import REGIONS, SCHEMES, find_scheme, recode_by_name
 from medseg.errors import ConfigError
 
-__all__ = ["channel_names", "is_msd", "list_msd"]
+__all__ = ["INDEX_NAME", "channel_names", "index_of", "is_msd", "list_msd"]
 
 INDEX_NAME = "dataset.json"
 
@@ -47,9 +48,9 @@ def list_msd(root: Path, scheme: str | None = None) -> Listing:
 
     Raises:
         FormatError: ``dataset-index`` if the file is damaged or lacks what it must hold.
-        ConfigError: ``dataset-path``, ``dataset-file-missing``, ``scheme-unknown``.
+        ConfigError: ``dataset-missing``, ``dataset-path``, ``scheme-unknown``.
     """
-    path = root / INDEX_NAME
+    path = index_of(root)
     index = read_json(path)
     channels = channel_names(path, index)
     stored = LabelScheme.plain(str(index.get("name", root.name)), _labels(path, index))
@@ -66,6 +67,24 @@ def list_msd(root: Path, scheme: str | None = None) -> Listing:
         cases=cases,
         problems=problems,
     )
+
+
+def index_of(root: Path) -> Path:
+    """The ``dataset.json`` of a folder.
+
+    Raises:
+        ConfigError: ``dataset-missing``.
+    """
+    path = root / INDEX_NAME
+    if not path.is_file():
+        refuse(
+            path,
+            expected="the dataset's index",
+            found="no such file",
+            remedy="give the folder that holds dataset.json, or name another layout",
+            code="dataset-missing",
+        )
+    return path
 
 
 def channel_names(path: Path, index: Mapping[str, Any]) -> tuple[str, ...]:

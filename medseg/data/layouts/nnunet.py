@@ -23,9 +23,8 @@ from medseg.data.layouts.listing import (
     kind_of,
     patient_of,
     read_json,
-    refuse,
 )
-from medseg.data.layouts.msd import INDEX_NAME, channel_names
+from medseg.data.layouts.msd import INDEX_NAME, channel_names, index_of
 from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
 from medseg.io.reading import IMAGE_SUFFIXES
 from medseg.models.card import Region
@@ -52,15 +51,7 @@ def list_nnunet(root: Path, scheme: str | None = None) -> Listing:
         FormatError: ``dataset-index``.
         ConfigError: ``dataset-missing``, ``dataset-labels``, ``scheme-unknown``.
     """
-    path = root / INDEX_NAME
-    if not path.is_file():
-        refuse(
-            path,
-            expected="the dataset's index",
-            found="no such file",
-            remedy="give the folder DatasetNNN_Name of an nnU-Net raw dataset",
-            code="dataset-missing",
-        )
+    path = index_of(root)
     index = read_json(path)
     channels = channel_names(path, index)
     ending = index.get("file_ending")

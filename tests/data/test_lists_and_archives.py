@@ -1,0 +1,293 @@
+"""Lists of paths, folders of DICOM, and every layout on real data where that is there."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from medseg.data.case import read_labelled
+from medseg.data.datalist import read_datalist
+from medseg.data.layouts import list_cases
+from medseg.data.layouts.acdc import read_frames
+from medseg.data.schemes import SCHEMES
+from medseg.errors import ConfigError, FormatError
+from medseg.io.dicom_folders import read_segment_scheme
+from medseg.io.dicom_seg import Algorithm, write_seg
+from medseg.io.dicom_seg_reading import segment_label
+from medseg.io.dicom_series import read_dicom_series
+from tests.data.test_layouts import problem
+from tests.io.test_dicom_seg import read_and_label
+from tests.series import small_series, spoil
+
+# A list of paths
+
+
+def write_list(folder, rows, heading="id,patient,image,label,split"):
+    path = folder / "cases.csv"
+    path.write_text("\n".join([heading, *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def listed(copy):
+    root = copy("msd")
+    (root / "dataset.json").unlink()
+    (root / "labels.yaml").write_text(yaml.safe_dump(SCHEMES["msd-hippocampus"].to_dict()))
+    return root
+
+
+def rows(count=4):
+    return [
+        f"c{n},p{n // 3},imagesTr/hippocampus_{n:03d}.nii.gz,labelsTr/hippocampus_{n:03d}.nii.gz,"
+        + ("validation" if n >= 3 else "train")
+        for n in range(1, count + 1)
+    ]
+
+
+def test_a_csv_lists_cases_with_patient_and_split(listed):
+    data = read_datalist(write_list(listed, rows()))
+    assert [case.id for case in data.train] == ["c1", "c2"]
+    assert [case.id for case in data.validation] == ["c3", "c4"]
+    assert data.split_source == "the dataset's own division"
+    assert data.train[0].patient == "p0"
+    assert data.scheme == SCHEMES["msd-hippocampus"]
+    read_labelled(data.train[0], data.channels, data.scheme)
+    assert read_datalist(listed).split() == data.split(), "the folder will do as well"
+
+
+def test_a_yaml_list_says_the_same_with_its_labels_inside(listed):
+    content = {
+        "name": "mine",
+        "licence": "CC0-1.0",
+        "channels": ["T1"],
+        "labels": {1: "front", 2: "back"},
+        "cases": [
+            {
+                "images": f"imagesTr/hippocampus_{n:03d}.nii.gz",
+                "label": str(listed / f"labelsTr/hippocampus_{n:03d}.nii.gz"),
+            }
+            for n in (1, 2)
+        ],
+    }
+    path = listed / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    listing = list_cases(path)
+    assert (listing.name, listing.licence, listing.channels) == ("mine", "CC0-1.0", ("T1",))
+    assert [case.id for case in listing.cases] == ["hippocampus_001", "hippocampus_002"]
+    path.write_text(yaml.safe_dump({**content, "labels": "msd-hippocampus"}))
+    assert list_cases(path).scheme is SCHEMES["msd-hippocampus"]
+    path.write_text(yaml.safe_dump({**content, "labels": SCHEMES["acdc"].to_dict()}))
+    assert list_cases(path).scheme == SCHEMES["acdc"]
+
+
+def test_a_list_without_the_meaning_of_its_labels_is_refused(listed):
+    (listed / "labels.yaml").unlink()
+    path = write_list(listed, rows())
+    with pytest.raises(ConfigError, match=r"labels.yaml beside it.*name a scheme with --scheme"):
+        list_cases(path)
+    assert list_cases(path, scheme="msd-hippocampus").is_named
+
+
+@pytest.mark.parametrize(
+    ("lines", "heading", "words"),
+    [
+        ([], "image,label", "no line beside the heading"),
+        (["a,b"], "picture,label", 'the columns "image" .*found picture, label'),
+        (["a,b,c"], "image,label,pateint", "nearest: patient.*found 'pateint'"),
+        (rows()[:1] * 2, None, "every case once, found 'c1' again"),
+        ([rows()[0].replace("train", "trian")], None, "nearest: train.*found 'trian'"),
+    ],
+)
+def test_a_damaged_csv_is_refused(listed, lines, heading, words):
+    path = write_list(listed, lines, **({} if heading is None else {"heading": heading}))
+    with pytest.raises(FormatError, match=words):
+        list_cases(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "plain YAML"),
+        ("[]", "a mapping with channels, labels and cases, found an empty one"),
+        ("{chanels: [a]}", "nearest: channels.*the key 'chanels'"),
+        ("{channels: [], cases: []}", '"channels" as a list of names'),
+        ("{channels: [a], cases: []}", '"cases" as a list'),
+        ("{channels: [a], cases: [1]}", "cases with images and label, found a int"),
+        ("{channels: [a], cases: [{images: a, label: b, lable: c}]}", "the key 'lable'"),
+        ("{channels: [a], labels: [1], cases: [{images: a, label: b}]}", '"labels" as {value'),
+    ],
+)
+def test_a_damaged_yaml_list_is_refused(tmp_path, content, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(FormatError, match=words):
+        list_cases(path)
+
+
+def test_text_that_is_no_list_is_refused(tmp_path):
+    (tmp_path / "cases.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FormatError, match="a CSV file with a heading"):
+        list_cases(tmp_path)
+    (tmp_path / "cases.csv").unlink()
+    with pytest.raises(ConfigError, match="a CSV or YAML file, or a folder with"):
+        list_cases(tmp_path, "list")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (("imagesTr/hippocampus_001.nii.gz", ""), "modality-missing"),
+        (("labelsTr/hippocampus_001", "labelsTr/none"), "label-missing"),
+        (("imagesTr/hippocampus_001", "imagesTr/none"), "dataset-file-missing"),
+    ],
+)
+def test_an_incomplete_line_names_its_case(listed, change, code):
+    path = write_list(listed, [rows()[0].replace(*change), *rows()[1:]])
+    assert (problem(path).case, problem(path).error.code) == ("c1", code)
+
+
+# DICOM
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Two cases, each a series with a SEG beside it."""
+    for number in (1, 2):
+        folder = tmp_path / "archive" / f"case {number}"
+        folder.mkdir(parents=True)
+        small_series(folder / "series", patient_id=f"SECRET{number}")
+        scan, labels = read_and_label(folder / "series", seed=number)
+        write_seg(labels, folder / "seg.dcm", scan.source, algorithm=Algorithm("test", "1"))
+    return tmp_path / "archive"
+
+
+def test_dicom_series_are_read_with_the_segmentations_drawn_on_them(archive):
+    listing = list_cases(archive)
+    assert listing.layout == "dicom"
+    assert len({case.patient for case in listing.cases}) == 2
+    names = {label.name for label in listing.scheme.labels}
+    assert {"Anterior hippocampus", "Posterior hippocampus"} <= names
+    by_label = {label.name: label for label in listing.scheme.labels}
+    assert by_label["Anterior hippocampus"].concept.value == "5366008"
+    for case in listing.cases:
+        volume, labels = read_labelled(case, listing.channels, listing.scheme)
+        scan = read_dicom_series(case.images[0])
+        assert np.array_equal(volume.data_cijk, scan.volume.data_cijk)
+        seed = int(case.images[0].parent.name[-1])
+        _, original = read_and_label(case.images[0], seed=seed)
+        for name in names:
+            scheme = original.scheme
+            wanted = next(one.value for one in scheme.labels if segment_label(one) == name)
+            found = labels.data_ijk == by_label[name].value
+            assert np.array_equal(found, original.data_ijk == wanted)
+
+
+def test_nothing_that_names_a_person_is_in_ids_or_messages(archive):
+    (archive / "case 2" / "seg.dcm").unlink()
+    listing = list_cases(archive)
+    told = [listing.cases[0].id, listing.cases[0].patient, str(listing.problems[0].error)]
+    assert not any("SECRET" in text or "case 2" in text for text in told)
+    assert listing.problems[0].error.code == "label-missing"
+
+
+def test_a_second_segmentation_or_series_is_not_guessed_between(archive):
+    shutil.copy(archive / "case 1" / "seg.dcm", archive / "case 1" / "seg2.dcm")
+    assert problem(archive).error.code == "seg-ambiguous"
+    (archive / "case 1" / "seg2.dcm").unlink()
+    small_series(archive / "case 1" / "series" / "other")
+    assert problem(archive).error.code == "series-ambiguous"
+    shutil.move(archive / "case 1" / "series" / "other", archive / "case 1" / "other")
+    assert len(list_cases(archive).cases) == 2, "the SEG says which"
+
+
+def test_a_damaged_segmentation_is_named(archive):
+    def change(seg):
+        del seg.SegmentSequence
+
+    spoil(archive / "case 1" / "seg.dcm", change)
+    assert problem(archive).error.code == "seg-unreadable"
+    with pytest.raises(FormatError, match="a DICOM SEG with its segments"):
+        read_segment_scheme(archive / "case 1" / "seg.dcm")
+
+
+# Real data
+
+
+@pytest.mark.shared_data
+def test_real_patients_of_acdc_are_read_in_both_phases(shared_data):
+    listing = list_cases(shared_data / "02_acdc")
+    assert (listing.layout, len(listing.cases), listing.problems) == ("acdc", 30, ())
+    case = listing.cases[0]
+    frames = read_frames(case.label.parent / "Info.cfg")
+    assert case.id == f"{case.patient}_frame{frames['ED']:02d}"
+    _, labels = read_labelled(case, listing.channels, listing.scheme)
+    assert set(np.unique(labels.data_ijk)) == {0, 1, 2, 3}
+
+
+@pytest.mark.shared_data
+def test_a_real_tumour_case_tells_its_scheme(shared_data, tmp_path):
+    name = "BraTS-GLI-00000-000"
+    (tmp_path / name).symlink_to(shared_data / "05_brats_multimodal" / name)
+    listing = list_cases(tmp_path)
+    assert listing.scheme.name == "brats-2023"
+    volume, labels = read_labelled(listing.cases[0], listing.channels, listing.scheme)
+    assert volume.data_cijk.shape == (4, 240, 240, 155)
+    enhancing = labels.data_ijk == 3
+    with_contrast = volume.data_cijk[1]
+    assert with_contrast[enhancing].mean() > with_contrast[labels.data_ijk == 2].mean()
+
+
+@pytest.mark.shared_data
+def test_the_head_and_neck_set_is_read_although_a_part_of_it_is_absent(shared_data):
+    data = read_datalist(shared_data / "03_openkbp_headneck_ct")
+    assert (len(data.train), len(data.validation), data.channels) == (20, 4, ("CT",))
+    volume, labels = read_labelled(data.validation[0], data.channels, data.scheme)
+    assert volume.grid.orientation == "PLI"
+    assert len(np.unique(labels.data_ijk)) == 8
+
+
+@pytest.mark.shared_data
+def test_a_real_segmentation_of_another_writer_is_read_on_its_series(shared_data, tmp_path):
+    source = shared_data / "08_dicom_seg" / "dcmqi"
+    shutil.copytree(source / "ct-3slice", tmp_path / "a" / "ct")
+    shutil.copy(source / "liver.dcm", tmp_path / "a" / "liver.dcm")
+    listing = list_cases(tmp_path)
+    assert [label.name for label in listing.scheme.labels] == ["Liver"]
+    assert listing.scheme.labels[0].concept.meaning == "Liver"
+    volume, labels = read_labelled(listing.cases[0], listing.channels, listing.scheme)
+    inside = volume.data_cijk[0][labels.data_ijk == 1]
+    assert inside.size > 1000
+    assert 0 < inside.mean() < 200, "soft tissue"
+
+
+@pytest.mark.shared_data
+def test_a_folder_with_an_rtstruct_alone_is_refused_by_name(shared_data, tmp_path):
+    shutil.copytree(shared_data / "07_dicom_ct_rtstruct" / "pat_2", tmp_path / "pat_2")
+    listing = list_cases(tmp_path)
+    assert [one.error.code for one in listing.problems] == ["rtstruct-unread"]
+    with pytest.raises(ConfigError, match="found an RTSTRUCT, whose contours are not read"):
+        read_datalist(tmp_path)
+
+
+@pytest.mark.shared_data
+def test_totalsegmentators_volumes_are_read_from_a_list(shared_data, tmp_path):
+    source = shared_data / "04_totalsegmentator_ct_mr" / "nifti"
+    names = json.loads((source.parent / "class_map.json").read_text())
+    table = next(part for part in names.values() if len(part) == 117)
+    content = {
+        "channels": ["CT"],
+        "labels": {int(value): name for value, name in table.items()},
+        "cases": [
+            {
+                "id": "a",
+                "images": str(source / "example_ct_sm.nii.gz"),
+                "label": str(source / "example_seg.nii.gz"),
+            },
+        ],
+    }
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(content))
+    listing = list_cases(tmp_path)
+    _, labels = read_labelled(listing.cases[0], listing.channels, listing.scheme)
+    assert len(np.unique(labels.data_ijk)) == 42

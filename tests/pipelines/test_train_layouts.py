@@ -1,0 +1,66 @@
+"""A run on a dataset in its own layout, and what is refused before it begins."""
+
+import json
+
+import pytest
+
+from medseg.data.phantoms import write_phantom
+from medseg.data.schemes import SCHEMES
+from medseg.errors import ConfigError
+from medseg.training.settings import parse_settings
+from pipelines.train import train
+from tests.tiny_dataset import tiny_settings
+
+
+def settings_for(scheme, **data):
+    content = tiny_settings(steps=1, validation_cases=1)
+    content["labels"] = SCHEMES[scheme].to_dict()
+    content["data"] = {"root": "data/phantom", **data}
+    content["inputs"]["spacing_mm"] = None
+    content["inputs"]["window_ijk"] = [16, 16, 8]
+    return parse_settings(content, where="test")
+
+
+def test_a_network_trains_on_hearts_with_a_published_split(tmp_path):
+    write_phantom("acdc", tmp_path / "acdc", cases=3, size="small")
+    settings = settings_for("acdc", layout="acdc", split="acdc-70-10-20")
+    train(settings, run_folder=tmp_path / "run", data_root=tmp_path / "acdc")
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert {part: {name[:10] for name in names} for part, names in split.items()} == {
+        "train": {"patient001"},
+        "validation": {"patient019"},
+        "test": {"patient002"},
+    }
+    card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert card["labels"] == SCHEMES["acdc"].to_dict(), "the scheme is stored with the model"
+
+
+def test_labels_in_another_order_are_refused_before_training(tmp_path):
+    write_phantom("transunet", tmp_path / "synapse", cases=2, size="small")
+    with pytest.raises(ConfigError, match="expected 1 to be 'aorta', as in 'transunet-8'"):
+        train(
+            settings_for("cascade-8"), run_folder=tmp_path / "run", data_root=tmp_path / "synapse"
+        )
+
+
+def test_a_dataset_with_an_ignore_label_is_refused(tmp_path):
+    root = tmp_path / "set"
+    write_phantom("nnunet", root, cases=2, size="small")
+    index = json.loads((root / "dataset.json").read_text())
+    index["labels"]["ignore"] = 3
+    (root / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="every voxel is annotated, found the ignore label 3"):
+        train(settings_for("msd-hippocampus"), run_folder=tmp_path / "run", data_root=root)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"layout": "acdcc"}, "data.layout: expected 'auto', 'msd', 'nnunet'"),
+        ({"layuot": "acdc"}, "data.layuot: .*nearest: layout.*did you mean layout"),
+        ({"fold": -1}, "data.fold: expected greater than or equal to 0"),
+    ],
+)
+def test_a_misspelt_key_or_layout_is_named(data, words):
+    with pytest.raises(ConfigError, match=words):
+        settings_for("acdc", **data)
