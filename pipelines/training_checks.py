@@ -51,6 +51,15 @@ def complete_settings(settings: RunSettings) -> RunSettings:
 
 def check_data(settings: RunSettings, data: DataList) -> None:
     """Refuse a dataset whose labels or channels are not those of the settings."""
+    if data.ignore_value is not None and data.ignore_value != settings.ignore_value:
+        raise ConfigError(
+            "ignore_value",
+            expected=f"{data.ignore_value}, the ignore label of the dataset {data.name!r}",
+            found=str(settings.ignore_value),
+            remedy=f"set ignore_value to {data.ignore_value}, so that what nobody judged counts "
+            "neither in the loss nor in the validation",
+            code="dataset-ignored",
+        )
     if settings.ignore_value is not None:
         judged = [one for one in data.scheme.labels if one.value != settings.ignore_value]
         scheme = LabelScheme(data.scheme.name, tuple(judged))

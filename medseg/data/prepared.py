@@ -24,6 +24,7 @@ from medseg.data.preparation import ModelImage, prepare_labels
 from medseg.errors import FormatError
 from medseg.models.card import InputSettings
 from medseg.ops import resample
+from medseg.ops.kernels import numba_labels
 
 __all__ = [
     "IGNORED_CLASS",
@@ -302,7 +303,7 @@ def _statistics(x_ijk: npt.NDArray[np.float32]) -> dict[str, float]:
 def _code_version() -> str:
     """A digest of the code that decides what a prepared case holds."""
     digest = hashlib.sha256(f"{_FORMAT} {medseg.__version__}".encode())
-    for module in (case_reading, preparation, resample, orientation, spacing):
+    for module in (case_reading, preparation, resample, numba_labels, orientation, spacing):
         digest.update(inspect.getsource(module).encode())
     digest.update(inspect.getsource(Preparation).encode())
     return digest.hexdigest()

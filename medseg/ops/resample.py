@@ -180,7 +180,9 @@ def resize(x_cs: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
 def resize_labels(labels_s: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
     """Interpolate a label map: each value's membership, the largest one wins.
 
-    Smoother than nearest neighbour, and one value at a time, so that memory stays at two maps.
+    Smoother than nearest neighbour. Volumes on the CPU are done in one pass over the new voxels
+    (:mod:`medseg.ops.kernels.numba_labels`); others one value at a time, so that memory stays at
+    two maps.
 
     Args:
         labels_s: ``(*spatial)`` integer tensor.
@@ -191,6 +193,8 @@ def resize_labels(labels_s: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
     """
     if all(axis_taps_.is_identity for axis_taps_ in taps):
         return labels_s
+    if labels_s.ndim == 3 and labels_s.device.type == "cpu" and labels_s.dtype == torch.int32:
+        return _resize_volume(labels_s, taps)
     shape = tuple(axis_taps_.new for axis_taps_ in taps)
     best: Tensor | None = None
     winner = torch.zeros(shape, dtype=labels_s.dtype, device=labels_s.device)
@@ -204,6 +208,22 @@ def resize_labels(labels_s: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
             best = torch.where(closer, member, best)
             winner = torch.where(closer, value, winner)
     return winner
+
+
+def _resize_volume(labels_ijk: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
+    # loaded late: numba takes a while
+    from medseg.ops.kernels.numba_labels import resample_labels  # noqa: PLC0415
+
+    # label maps from NIfTI have their first axis fastest: taken as they lie, with axes turned round
+    turned = not labels_ijk.is_contiguous() and labels_ijk.permute(2, 1, 0).is_contiguous()
+    order = taps[::-1] if turned else taps
+    source = labels_ijk.permute(2, 1, 0) if turned else labels_ijk.contiguous()
+    found = torch.from_numpy(
+        resample_labels(
+            source.numpy(), [one.firsts for one in order], [one.weights for one in order]
+        )
+    )
+    return found.permute(2, 1, 0) if turned else found
 
 
 def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -75,6 +75,32 @@ def test_a_block_of_labels_grows_in_place():
 
 
 @settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    new=st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(1, 16)),
+    turned=st.booleans(),
+)
+def test_labels_resized_in_one_pass_are_those_of_one_value_at_a_time(seed, new, turned):
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.integers(0, 4, (5, 8, 7)).astype(np.int32) * 300)
+    if turned:
+        labels = labels.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    taps = [axis_taps(old, n) for old, n in zip((5, 8, 7), new, strict=True)]
+    found = resize_labels(labels, taps)
+    # the general way, which other types take
+    expected = resize_labels(labels.to(torch.int64), taps)
+    assert found.dtype == torch.int32
+    members = torch.stack(
+        [resize((labels == v).float()[None], taps)[0] for v in (0, 300, 600, 900)]
+    )
+    top = members.sort(dim=0).values
+    clear = (top[-1] - top[-2]) > 4e-6
+    assert torch.equal(found[clear], expected.to(torch.int32)[clear])
+    if clear.all():
+        assert torch.equal(found, expected.to(torch.int32))
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 30), st.integers(1, 30))
 def test_cubic_interpolation_with_fewer_samples_agrees_with_pillow(old, new):
     assume(new < old)  # Pillow drops what lies beyond the edge even where it interpolates
