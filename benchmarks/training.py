@@ -26,6 +26,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,7 @@ if __name__ == "__main__":
     file.write_text(json.dumps(plans))
     preprocess([1], "nnUNetPlans", ("3d_fullres",), (threads,), False)
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, json.loads((base / "dataset.json").read_text()),
                             device=torch.device("cpu"))
     trainer.on_train_start()
@@ -294,15 +296,20 @@ def their_side(python: Path, job: Job, data: Path, place: Path, workers: int) ->
     script.write_text(_NNUNET, encoding="utf-8")
     threads = str(torch.get_num_threads())
     steps = str(_WARM_STEPS + job.steps)
-    done = subprocess.run(
-        [str(python), str(script), str(place), steps, threads, str(workers)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": ""},
-    )
+    said = place / "nnunet_said.txt"
+    with said.open("w", encoding="utf-8") as errors:
+        done = subprocess.Popen(
+            [str(python), str(script), str(place), steps, threads, str(workers)],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "PYTHONPATH": ""},
+            start_new_session=True,
+        )
+        done.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(done.pid, signal.SIGKILL)  # its loaders go on without it
     if not (place / "times.json").is_file():
-        print(done.stderr[-_ERROR_WORDS:], file=sys.stderr)
+        print(said.read_text(encoding="utf-8")[-_ERROR_WORDS:], file=sys.stderr)
         raise SystemExit(f"nnU-Net did not train: it ended with {done.returncode}")
     content = json.loads((place / "times.json").read_text(encoding="utf-8"))
     return Figures("nnU-Net", tuple(content["seconds"][_WARM_STEPS:]), content["weights"])
