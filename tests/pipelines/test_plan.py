@@ -1,12 +1,14 @@
 """From a dataset's folder to a file that trains, through the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from medseg.data.datalist import read_datalist
 from medseg.data.fingerprint import load_fingerprint
 from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
@@ -17,6 +19,7 @@ from pipelines.cli import app
 from pipelines.dry_step import DryStep, dry_step
 from pipelines.plan import parse_spacing, plan_dataset
 from pipelines.train import train
+from pipelines.training_checks import check_data
 from tests.tiny_dataset import write_dataset
 
 
@@ -124,3 +127,13 @@ def test_options_that_cannot_be_meant_are_refused_before_any_case_is_read(folder
         done = CliRunner().invoke(app, ["plan", str(folder / "Balls"), *options])
         assert done.exit_code == 2
         assert words in done.stderr
+
+
+def test_an_ignore_label_of_the_dataset_must_be_that_of_the_settings(folder: Path) -> None:
+    settings = load_settings(folder / "mine.yaml")
+    data = read_datalist(folder / "Balls")
+    judged = replace(data, train=tuple(replace(case, ignore_value=9) for case in data.train))
+    with pytest.raises(ConfigError, match="expected 9, the ignore label of the dataset") as caught:
+        check_data(settings, judged)
+    assert caught.value.code == "dataset-ignored"
+    check_data(settings.model_copy(update={"ignore_value": 9}), judged)
