@@ -43,13 +43,13 @@ def test_labels_in_another_order_are_refused_before_training(tmp_path):
         )
 
 
-def test_a_dataset_with_an_ignore_label_is_refused(tmp_path):
+def test_an_ignore_label_that_the_settings_do_not_name_is_refused(tmp_path):
     root = tmp_path / "set"
     write_phantom("nnunet", root, cases=2, size="small")
     index = json.loads((root / "dataset.json").read_text())
     index["labels"]["ignore"] = 3
     (root / "dataset.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="every voxel is annotated, found the ignore label 3"):
+    with pytest.raises(ConfigError, match="ignore_value: expected 3, the ignore label of the dataset"):
         train(settings_for("msd-hippocampus"), run_folder=tmp_path / "run", data_root=root)
 
 
