@@ -49,7 +49,9 @@ def test_an_ignore_label_that_the_settings_do_not_name_is_refused(tmp_path):
     index = json.loads((root / "dataset.json").read_text())
     index["labels"]["ignore"] = 3
     (root / "dataset.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match="ignore_value: expected 3, the ignore label of the dataset"):
+    with pytest.raises(
+        ConfigError, match="ignore_value: expected 3, the ignore label of the dataset"
+    ):
         train(settings_for("msd-hippocampus"), run_folder=tmp_path / "run", data_root=root)
 
 
