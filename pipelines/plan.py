@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from typing import Any
 from medseg.atomic import write_text
 from medseg.data.datalist import read_datalist
 from medseg.data.fingerprint import Fingerprint, measure_fingerprint
-from medseg.errors import ConfigError, ResourceError
+from medseg.errors import ConfigError, ResourceError, one_of
 from medseg.events import Listener, Silent
 from medseg.models.table import NETWORKS
 from medseg.ops.device import choose_device
 from medseg.training.commented_yaml import commented_yaml
-from medseg.training.planning import DataChoice, Plan, Planner
+from medseg.training.planning import DataChoice, Plan, Planner, run_name
 from pipelines.dry_step import DryStep, dry_step
 
-__all__ = ["FINGERPRINT_NAME", "Planned", "parse_spacing", "plan_dataset"]
+__all__ = ["FINGERPRINT_NAME", "Planned", "parse_spacing", "plan_dataset", "tried_plan"]
 
 FINGERPRINT_NAME = "fingerprint.json"
 
@@ -161,9 +162,17 @@ def plan_dataset(
     named = network.lower() if network.lower() in NETWORKS else network
     if out is not None:
         _check_free((out, _beside(out)), overwrite=overwrite)
+    if named not in NETWORKS:
+        raise ConfigError(
+            "--model",
+            expected=one_of(network, NETWORKS),
+            found=repr(network),
+            remedy="choose one of them",
+            code="network-name",
+        )
     data = read_datalist(root, layout=layout, scheme=scheme, split=split, fold=fold)
-    choice = DataChoice(str(root), layout, scheme, split, fold)
-    path = out or Path(f"{_slug(named)}_{_slug(data.name)}.yaml")
+    path = out or Path(f"{run_name(f'{named}_{data.name}')}.yaml")
+    choice = DataChoice(str(root), layout, scheme, split, fold, run_name(path.stem))
     _check_free((path, _beside(path)), overwrite=overwrite)
     fingerprint = measure_fingerprint(data, jobs=jobs, listener=hearer)
     planner = Planner(
@@ -174,7 +183,7 @@ def plan_dataset(
         spacing_mm=spacing_mm,
         batch=batch,
     )
-    plan, measured = _tried(planner, memory_bytes, str(place), hearer)
+    plan, measured = tried_plan(planner, memory_bytes, str(place), hearer)
     comments = dict(plan.reasons)
     comments["training"] = (
         f"one step takes {measured.peak_bytes / 1e9:.2f} GB, measured on {place.type} in fp32"
@@ -193,15 +202,34 @@ def plan_dataset(
     return Planned(path, _beside(path), fingerprint, plan, measured, memory_bytes, str(place))
 
 
-def _tried(
-    planner: Planner, memory_bytes: int, device: str, listener: Listener
+Step = Callable[[dict[str, Any], str, Listener], DryStep | None]
+
+
+def tried_plan(
+    planner: Planner,
+    memory_bytes: int,
+    device: str,
+    listener: Listener,
+    step: Step = dry_step,
 ) -> tuple[Plan, DryStep]:
-    """The largest plan whose step, made for real, stays within an amount of memory."""
+    """The largest plan whose step, made for real, stays within an amount of memory.
+
+    Args:
+        planner: Of the dataset and network.
+        memory_bytes: The amount.
+        device: Where the step is made.
+        listener: Progress and cancelling.
+        step: Makes it.
+
+    Raises:
+        ResourceError: ``plan-memory`` if nothing fits.
+        Cancelled: If the listener asked to stop.
+    """
     listener.started(_STAGE, _ATTEMPTS)
     plan = planner.plan(memory_bytes)
     for attempt in range(1, _ATTEMPTS + 1):
         content = plan.settings.model_dump(mode="json")
-        measured = dry_step(content, device, listener)
+        measured = step(content, device, listener)
         if measured is not None and measured.peak_bytes <= memory_bytes:
             listener.advanced(_STAGE, _ATTEMPTS)
             return plan, measured
@@ -268,10 +296,6 @@ def _check_free(paths: tuple[Path, ...], *, overwrite: bool) -> None:
                 remedy="choose another folder or name with --out, or replace it with --overwrite",
                 code="output-exists",
             )
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9_.-]+", "_", name.lower()).strip("_.-") or "dataset"
 
 
 def _times(extents: Any) -> str:  # noqa: ANN401 - numbers of any kind

@@ -49,7 +49,7 @@ def _entry(
     path: str,
     comments: Mapping[str, str],
 ) -> list[str]:
-    comment = " ".join(comments.get(path, "").split())
+    comment = _told(comments, path)
     ending = f"  # {comment}" if comment else ""
     start = f"{indent}{_scalar(key)}:"
     if isinstance(value, Mapping) and value:
@@ -75,6 +75,11 @@ def _entry(
     return [f"{start} {_flow(value)}{ending}"]
 
 
+def _told(comments: Mapping[str, str], path: str) -> str:
+    printable = (mark if mark.isprintable() else " " for mark in comments.get(path, ""))
+    return " ".join("".join(printable).split())
+
+
 def _flat(
     key: str,
     value: Mapping[str, Any],
@@ -83,7 +88,7 @@ def _flat(
     comments: Mapping[str, str],
 ) -> list[str]:
     """A mapping within a list: in one line if it fits."""
-    comment = " ".join(comments.get(path, "").split())
+    comment = _told(comments, path)
     line = f"{indent}{_scalar(key)}: {_flow(value)}"
     if len(line) > _WIDTH:
         return _entry(key, value, indent, path, comments)

@@ -28,7 +28,7 @@ from medseg.training.plan_candidates import (
 from medseg.training.plan_geometry import Geometry, choose_geometry
 from medseg.training.settings import RunSettings, parse_settings
 
-__all__ = ["DataChoice", "Plan", "Planner", "Reasons"]
+__all__ = ["DataChoice", "Plan", "Planner", "Reasons", "run_name"]
 
 Reasons = dict[str, str]
 """Path of a setting, such as ``inputs.spacing_mm``, to why it has its value."""
@@ -54,6 +54,7 @@ class DataChoice:
         scheme: Name of a label scheme; None for the dataset's own.
         split: Which division; None for the dataset's own or a draw.
         fold: Which of several.
+        name: Of the run; None takes network and dataset.
     """
 
     root: str
@@ -61,6 +62,7 @@ class DataChoice:
     scheme: str | None = None
     split: str | None = None
     fold: int = 0
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,7 @@ class Planner:
             "out_channels": len(facts.regions) or 1 + len(facts.scheme.values)
         }
         given: dict[str, Any] = {
-            "name": _name(f"{self.network}_{facts.dataset}"),
+            "name": run_name(self.data.name or f"{self.network}_{facts.dataset}"),
             "version": "1",
             "description": f"{', '.join(one.name for one in facts.classes)} in "
             f"{', '.join(channel.name for channel in facts.channels)}; planned from "
@@ -371,6 +373,13 @@ class Planner:
             for one in self.fingerprint.classes
             if one.cases == 0
         ]
+        shortest, *others = sorted(self.geometry.median_ijk)
+        if (self.fingerprint.spacings_mm("RAS") == 1.0).all() and 3 * shortest < min(others):
+            notes.append(
+                "every case says 1 mm on every axis and has few slices: the affine may have lost "
+                "the voxel size, as in released ACDC files; then set spacing_mm to null, or repair "
+                "the headers and plan again"
+            )
         if self.network == "revunet" and self.geometry.thick_axis is not None:
             notes.append(
                 "revunet halves all axes alike; the thick slices allow it "
@@ -468,5 +477,6 @@ def _has_opposite(scheme: LabelScheme, pair: tuple[str, str]) -> str | None:
     return None
 
 
-def _name(text: str) -> str:
-    return re.sub(r"[^a-z0-9_.-]+", "_", text.lower()).strip("_.-")[:64]
+def run_name(text: str) -> str:
+    """A text as the name of a run may be."""
+    return re.sub(r"[^a-z0-9_.-]+", "_", text.lower()).strip("_.-")[:64] or "run"
