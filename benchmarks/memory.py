@@ -306,9 +306,13 @@ def measure(job: Job, *, peer: bool = True) -> Row:
         if peer and job.monai_bytes < MONAI_BYTES:
             monai = in_process("MONAI", job, here / "monai.npy")
             equal = equal_share(here / "ours.npy", here / "monai.npy")
-    text = f"{job.classes} classes, {'x'.join(map(str, job.shape))}: {ours.seconds:.1f} s"
+    row = Row(job, ours, monai, equal)
+    text = (
+        f"{job.classes} classes, {'x'.join(map(str, job.shape))}: {ours.seconds:.1f} s, "
+        f"{ours.peak_bytes / MIB:.0f} MiB, {row.ratio:.2f} of what was predicted"
+    )
     print(f"  {text}{f', MONAI {monai.seconds:.1f} s' if monai else ''}", file=sys.stderr)
-    return Row(job, ours, monai, equal)
+    return row
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

@@ -52,7 +52,7 @@ def test_an_ignore_label_must_be_named_and_is_then_left_out(tmp_path):
     index["labels"]["ignore"] = 3
     (root / "dataset.json").write_text(json.dumps(index))
     settings = settings_for("msd-hippocampus")
-    with pytest.raises(ConfigError, match="expected 3, the ignore label of .*, found null"):
+    with pytest.raises(ConfigError, match=r"expected 3, the ignore label of .*, found null"):
         train(settings, run_folder=tmp_path / "run", data_root=root)
     for path in (root / "labelsTr").iterdir():  # half of every case is not annotated
         labels = nib.load(path)
