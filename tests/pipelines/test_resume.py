@@ -80,7 +80,7 @@ MANY = {
     "validate_every": 1,
     "validation_share": 1.0,
     "validation_cases": 1,
-    "augmentation": {"affine_probability": 0.5, "noise_probability": 0.5},
+    "augmentation": {"rotation_probability": 0.5, "noise_probability": 0.5},
 }
 
 
@@ -202,7 +202,10 @@ def broken(tmp_path_factory, root):
             r"training\.batch_size: expected 2, as the run was begun with, found 3",
         ),
         ({"optimizer": "sgd"}, r"training\.optimizer: expected 'adamw'"),
-        ({"augmentation": {"noise_std": 0.5}}, r"training\.augmentation\.noise_std: expected 0\.1"),
+        (
+            {"augmentation": {"noise_std": [0, 0.5]}},
+            r"training\.augmentation\.noise_std: expected \[0\.0, 0\.1\]",
+        ),
     ],
 )
 def test_other_settings_are_refused_by_the_first_key_that_differs(broken, root, changes, words):
