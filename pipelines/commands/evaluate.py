@@ -36,7 +36,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Label scheme, dataset.json or dseg.tsv; default: beside REFERENCES."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Take labels and regions of a model.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Take labels and regions of a model.")
+    ] = None,
     regions: Annotated[
         list[str] | None,
         typer.Option(

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from pydicom.sr._concepts_dict import concepts
 
 from medseg.core import LabelScheme
 from medseg.data.datalist import read_datalist
@@ -95,3 +96,25 @@ def test_a_models_labels_in_another_order_than_the_datasets_are_refused(phantom)
         ConfigError, match="expected 1 to be 'aorta', as in 'transunet-8', found 's"
     ):
         data.check_scheme(SCHEMES["cascade-8"])
+
+
+def test_codes_mean_what_dicom_says_they_mean():
+    """Against the concepts of DICOM PS3.16 as pydicom lists them."""
+    known: dict[str, str] = {}
+    for entries in concepts["SCT"].values():
+        for code, (meaning, _) in entries.items():
+            known.setdefault(code, meaning.lower())
+    unknown = set()
+    for scheme in SCHEMES.values():
+        for label in scheme.labels:
+            for code in (label.concept, label.modifier):
+                if code is None:
+                    continue
+                if code.value not in known:
+                    unknown.add((code.value, code.meaning))
+                    continue
+                stem = code.meaning.split()[-1].lower()
+                # the dictionary has some by their adjective: Endo-esophageal, Endo-renal
+                words = {"kidney": "renal", "esophagus": "esophag", "hippocampus": "hippocamp"}
+                assert words.get(stem, stem) in known[code.value], (label.name, known[code.value])
+    assert unknown == {("74281007", "Myocardium")}  # not among the context groups
