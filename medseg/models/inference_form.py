@@ -7,6 +7,7 @@ Works on any network in eval mode, ours or not, by the classes of ``torch.nn`` t
 - A ReLU or LeakyReLU that alone reads the result of such a normalisation is done in the same pass,
   and a normalisation that alone reads the result of a convolution writes over it.
 - BatchNorm that alone reads the result of a convolution is folded into its weights.
+- Conv3d becomes :class:`~medseg.ops.small_conv.SmallConv3d`, which is faster on small images.
 - Weights and images are laid out channels-last, and weights converted once if a number type is
   asked for.
 
@@ -31,6 +32,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from medseg.errors import ConfigError
 from medseg.models.network import arrange_weights
 from medseg.ops.norm import InstanceNorm
+from medseg.ops.small_conv import SmallConv3d
 
 __all__ = ["InferenceForm", "converted", "deviation", "to_inference_form"]
 
@@ -122,6 +124,8 @@ def to_inference_form(
     # in what could not be traced, one for one; what is left here, others may read as well
     norms = [module for module in form.modules() if type(module) in _INSTANCE_NORMS]
     _exchange(form, {norm: _own_norm(norm) for norm in norms if _is_instance_norm(norm)})
+    convs = [module for module in form.modules() if SmallConv3d.fits(module)]
+    _exchange(form, {conv: SmallConv3d.of(conv) for conv in convs})
     return converted(form, dtype, channels_last=channels_last)
 
 
@@ -142,7 +146,7 @@ def converted(
     form = InferenceForm(form.network, dtype, channels_last=channels_last)
     if dtype is not None:
         for module in form.modules():
-            if type(module) in {*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear}:
+            if type(module) in {*_CONVOLUTIONS, *_TRANSPOSED, SmallConv3d, nn.Linear}:
                 module.to(dtype)
     arrange_weights(form, channels_last=channels_last)
     return form.requires_grad_(requires_grad=False)

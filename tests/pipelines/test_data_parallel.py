@@ -92,7 +92,9 @@ def test_a_process_that_dies_is_told_by_the_other_and_the_run_goes_on_later(tmp_
         resume=True,
     )
     assert rest.finished
-    assert 0 < len(rest.losses) < 50
+    assert rest.steps == 50
+    # a slow machine may have written no checkpoint but the first
+    assert 0 < len(rest.losses) <= 50
 
 
 class Three(Ranks):
