@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -117,13 +117,15 @@ def _exists(target: Path, remedy: str) -> ResourceError:
 
 
 @contextmanager
-def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, *, replace: bool = False, parents: bool = False) -> Iterator[Path]:
     """Hand out an empty temporary folder that becomes ``target`` if the block succeeds.
 
     Args:
-        target: The folder to be made; its parent must exist.
+        target: The folder to be made.
         replace: Whether a folder of that name is moved aside and, once the new one has its place,
             removed; else there must be none. See :func:`check_replaceable`.
+        parents: Whether folders above it that are missing are made too, and taken away again if the
+            block fails; else they must exist.
 
     Yields:
         A folder beside ``target``. The block fills it with files by any means.
@@ -134,8 +136,9 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     if target.exists() and not replace:
         raise _exists(target, "move it away or choose another name")
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    missing = [folder for folder in target.parents if parents and not folder.exists()]
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=parents)
         yield temporary
         for written in sorted(temporary.rglob("*")):
             if written.is_file():
@@ -148,13 +151,13 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         _take_place(temporary, target)
         _sync_folder(target.parent)
     except MedsegError:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_folder(temporary, missing)
         raise
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_folder(temporary, missing)
         raise _resource_error(target, error) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_folder(temporary, missing)
         raise
 
 
@@ -194,6 +197,13 @@ def write_text(target: Path, content: str) -> None:
 def _discard(temporary: Path) -> None:
     with suppress(OSError):  # where the folder itself is the trouble there is nothing to remove
         temporary.unlink()
+
+
+def _discard_folder(temporary: Path, made: Sequence[Path]) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):  # one that is no longer empty is another's too
+        for folder in made:
+            folder.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -116,8 +116,7 @@ def export_model(
         _write_zip(out, card.name, files, overwrite=overwrite)
         return card
     check_replaceable(out, CARD_NAME, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out, replace=overwrite) as made:
+    with atomic_folder(out, replace=overwrite, parents=True) as made:
         for name, content in files.items():
             (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_bytes(content)
@@ -287,9 +286,10 @@ def _readme(card: ModelCard, told: Origin) -> str:
         "    python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\",
         "        --dataset_dir FOLDER --output_dir OUT",
         "",
-        "MONAI resamples in its own way and holds the logits of the whole image in memory. On an "
-        "image that lies on the model's grid, both give the same labels but for voxels where two "
-        "classes are almost alike; on others they differ at the edges of structures.",
+        "On an image that lies on the model's grid and fits into one window, both give the same "
+        "labels. On others they differ in voxels where classes are almost alike: MONAI places the "
+        "windows of larger images at a fixed distance, medseg spreads them evenly; and each "
+        "resamples in its own way. MONAI holds the logits of the whole image in memory.",
         "",
         "`configs/train.json` goes on from these weights with images in `imagesTr/` and labels "
         "`labelsTr/CASE.nii.gz` of a `--dataset_dir`. It is a plain recipe, not the training that "

@@ -299,6 +299,7 @@ def _preprocessing(card: ModelCard, *, with_labels: bool = False) -> list[Config
                 "mode": ["bilinear", "nearest"] if with_labels else ["bilinear"],
                 "padding_mode": "border",
                 "scale_extent": True,
+                "align_corners": True,
             }
         )
     return steps

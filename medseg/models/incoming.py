@@ -14,9 +14,10 @@ import stat
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn
 
@@ -64,7 +65,7 @@ class _Entry:
 
     name: PurePosixPath
     size: int
-    source: Path | zipfile.ZipInfo
+    opened: Callable[[], IO[bytes]]
 
 
 def import_model(
@@ -101,18 +102,17 @@ def import_model(
         entries = list(_listed(archive, source) if archive else _walked(source))
         _check_amount(entries, source)
         model = _model_of(entries, source)
-        card = _card_of(model, archive, source)
+        card = _card_of(model, source)
         if name is not None:
             card = card.model_copy(update={"name": name})
         target = out if out is not None else Path("models") / card.name
         check_replaceable(target, CARD_NAME, overwrite=overwrite)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(target, replace=overwrite) as folder:
+        with atomic_folder(target, replace=overwrite, parents=True) as folder:
             taken = {inner: entry for inner, entry in model.items() if _wanted(inner)}
             for inner, entry in taken.items():
                 path = folder / inner
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("xb") as file, _reading(entry, archive, source) as content:
+                with path.open("xb") as file, _reading(entry, source) as content:
                     while part := content.read(_PART_BYTES):
                         file.write(part)
             (folder / CARD_NAME).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -229,7 +229,7 @@ def _listed(archive: zipfile.ZipFile, source: Path) -> Iterator[_Entry]:
                 found=f"{info.file_size} bytes in {info.compress_size}",
                 code="bundle-ratio",
             )
-        yield _Entry(name, info.file_size, info)
+        yield _Entry(name, info.file_size, partial(archive.open, info))
     if packed > source.stat().st_size:
         _refuse(
             source,
@@ -276,8 +276,8 @@ def _folded(name: PurePosixPath) -> str:
 
 def _walked(source: Path) -> Iterator[_Entry]:
     """The files of a folder; no link is followed."""
-    root = source / "model" if not (source / CARD_NAME).exists() else source
-    root = root if (root / CARD_NAME).exists() else source
+    inner = source / "model"  # of a run folder
+    root = inner if (inner / CARD_NAME).is_file() and not inner.is_symlink() else source
     waiting, seen = [root], 0
     while waiting:
         for path in sorted(waiting.pop().iterdir()):
@@ -291,7 +291,7 @@ def _walked(source: Path) -> Iterator[_Entry]:
             if stat.S_ISDIR(state.st_mode):
                 waiting.append(path)
             elif stat.S_ISREG(state.st_mode):
-                yield _Entry(name, state.st_size, path)
+                yield _Entry(name, state.st_size, partial(path.open, "rb"))
             else:
                 _refuse(
                     source,
@@ -382,27 +382,20 @@ def _wanted(name: PurePosixPath) -> bool:
 
 
 @contextmanager
-def _reading(entry: _Entry, archive: zipfile.ZipFile | None, source: Path) -> Iterator[IO[bytes]]:
-    if archive is None or isinstance(entry.source, Path):
-        assert isinstance(entry.source, Path)  # noqa: S101 - for the type checker
-        with entry.source.open("rb") as file:
-            yield file
-        return
+def _reading(entry: _Entry, source: Path) -> Iterator[IO[bytes]]:
     try:
-        with archive.open(entry.source) as content:
+        with entry.opened() as content:
             yield content
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise _damaged(source) from error
 
 
-def _text(entry: _Entry, archive: zipfile.ZipFile | None, source: Path) -> bytes:
-    with _reading(entry, archive, source) as content:
+def _text(entry: _Entry, source: Path) -> bytes:
+    with _reading(entry, source) as content:
         return content.read(MOST_TEXT_BYTES)
 
 
-def _card_of(
-    model: dict[PurePosixPath, _Entry], archive: zipfile.ZipFile | None, source: Path
-) -> ModelCard:
+def _card_of(model: dict[PurePosixPath, _Entry], source: Path) -> ModelCard:
     """The card, and nothing in it or in the bundle's metadata that is more than data."""
     if PurePosixPath(WEIGHTS_NAME) not in model:
         others = sorted(
@@ -416,10 +409,10 @@ def _card_of(
             "`medseg models export`",
             code="bundle-weights",
         )
-    card_bytes = _text(model[PurePosixPath(CARD_NAME)], archive, source)
+    card_bytes = _text(model[PurePosixPath(CARD_NAME)], source)
     documents = {CARD_NAME: card_bytes}
     if (metadata := model.get(PurePosixPath(_METADATA))) is not None:
-        documents[_METADATA] = _text(metadata, archive, source)
+        documents[_METADATA] = _text(metadata, source)
     for name, content in documents.items():
         try:
             found = first_expression(json.loads(content))
