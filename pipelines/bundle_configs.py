@@ -9,6 +9,7 @@ that begins with ``$`` is evaluated as Python, one with ``@`` or ``%`` is a refe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from medseg.core import SLICES_LAST
@@ -45,6 +46,12 @@ def check_expressible(card: ModelCard) -> None:
         for step in card.post_processing
         if step.closing_mm or step.fill_holes or step.min_mm3
     ]
+    bounds = [
+        bound
+        for channel in inputs.channels
+        if isinstance(how := channel.normalisation, ClipZScore)
+        for bound in (how.lower, how.upper, how.mean, how.std)
+    ]
     reasons = {
         f"inputs.orientation {SLICES_LAST}, which depends on each image": (
             inputs.orientation == SLICES_LAST
@@ -53,6 +60,7 @@ def check_expressible(card: ModelCard) -> None:
         "inputs.thick_slices nearest, which depends on each image": (
             resampled and inputs.thick_slices == "nearest"
         ),
+        "a normalisation without finite bounds": not all(map(math.isfinite, bounds)),
         **dict.fromkeys(other, True),
     }
     for reason, holds in reasons.items():
@@ -215,7 +223,7 @@ def train_config(card: ModelCard) -> Config:
                 {
                     "_target_": "StatsHandler",
                     "tag_name": "train_loss",
-                    "output_transform": "$monai.handlers.from_engine(['loss'], first=True)",
+                    "output_transform": "$lambda output: output['loss'].item()",
                 },
                 {
                     "_target_": "CheckpointSaver",
@@ -284,7 +292,7 @@ def _preprocessing(card: ModelCard, *, with_labels: bool = False) -> list[Config
     inputs = card.inputs
     keys = ["image", "label"] if with_labels else ["image"]
     steps: list[Config] = [
-        {"_target_": "LoadImaged", "keys": keys, "image_only": True},
+        {"_target_": "LoadImaged", "keys": keys, "reader": "NibabelReader", "image_only": True},
         {"_target_": "EnsureChannelFirstd", "keys": keys},
         {"_target_": "EnsureTyped", "keys": keys, "dtype": "$torch.float32"},
         *_intensities(inputs.channels),

@@ -99,7 +99,10 @@ def import_model(
         )
     with ExitStack() as closing:
         archive = closing.enter_context(_opened(source))
-        entries = list(_listed(archive, source) if archive else _walked(source))
+        try:
+            entries = list(_listed(archive, source) if archive else _walked(source))
+        except OSError as error:
+            raise _unreadable(source) from error
         _check_amount(entries, source)
         model = _model_of(entries, source)
         card = _card_of(model, source)
@@ -163,6 +166,8 @@ def _opened(source: Path) -> Iterator[zipfile.ZipFile | None]:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise _damaged(source) from error
+    except OSError as error:
+        raise _unreadable(source) from error
     with archive:
         yield archive
 
@@ -291,7 +296,7 @@ def _walked(source: Path) -> Iterator[_Entry]:
             if stat.S_ISDIR(state.st_mode):
                 waiting.append(path)
             elif stat.S_ISREG(state.st_mode):
-                yield _Entry(name, state.st_size, partial(path.open, "rb"))
+                yield _Entry(name, state.st_size, partial(_open, path))
             else:
                 _refuse(
                     source,
@@ -381,10 +386,30 @@ def _wanted(name: PurePosixPath) -> bool:
     return name.parts[0] == "docs" and name.suffix in _TEXTS
 
 
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _unreadable(source: Path) -> ConfigError:
+    return ConfigError(
+        str(source),
+        expected="a model that can be read",
+        found="no permission, or a disk that fails",
+        remedy="check its permissions, or copy it again",
+        code="input-unreadable",
+    )
+
+
 @contextmanager
 def _reading(entry: _Entry, source: Path) -> Iterator[IO[bytes]]:
     try:
-        with entry.opened() as content:
+        opened = entry.opened()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise _damaged(source) from error
+    except OSError as error:
+        raise _unreadable(source) from error
+    try:
+        with opened as content:
             yield content
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise _damaged(source) from error

@@ -411,3 +411,14 @@ def test_what_is_refused_leaves_the_earlier_model_as_it_was(model, tmp_path):
     refused(source, FormatError, "bundle-pickle", "found a pickle", overwrite=True)
     assert (Path("models/tiny") / "model.json").read_bytes() == before
     load_model(Path("models/tiny"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may read everything")
+def test_a_source_without_permission_is_named(model, tmp_path):
+    source = make_zip(tmp_path / "locked.zip", model)
+    source.chmod(0)
+    refused(source, ConfigError, "input-unreadable", "found no permission")
+    folder = tmp_path / "locked"
+    shutil.copytree(model, folder)
+    (folder / "weights.safetensors").chmod(0)
+    refused(folder, ConfigError, "input-unreadable", "found no permission")
