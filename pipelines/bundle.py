@@ -30,6 +30,7 @@ from pipelines.bundle_configs import (
 __all__ = ["Origin", "export_model", "origin_from_options"]
 
 _SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+_FIRE = "0.7.0"  # MONAI's command line stands on it, medseg does not
 _NOT_STATED = "not stated"
 _STORED = (".safetensors", ".pt")
 
@@ -178,6 +179,7 @@ def _metadata(card: ModelCard, told: Origin) -> dict[str, Any]:
             "nibabel": _release("nibabel"),
             "pytorch-ignite": _release("pytorch-ignite"),
         },
+        "optional_packages_version": {"fire": _FIRE},
         "supported_apps": {},
         "task": f"Segmentation of {structures}",
         "description": card.description,
@@ -194,7 +196,7 @@ def _metadata(card: ModelCard, told: Origin) -> dict[str, Any]:
             "inputs": {
                 "image": {
                     "type": "image",
-                    "format": "magnitude" if modalities == ["MR"] else "hounsfield",
+                    "format": "hounsfield" if modalities == ["CT"] else "magnitude",
                     "modality": ", ".join(modalities),
                     "num_channels": len(channels),
                     "spatial_shape": shape,
@@ -207,7 +209,8 @@ def _metadata(card: ModelCard, told: Origin) -> dict[str, Any]:
             "outputs": {
                 "pred": {
                     "type": "image",
-                    "format": "segmentation",
+                    "format": "labels" if card.regions is None else "classes",
+                    "modality": "n/a",
                     "num_channels": len(outputs),
                     "spatial_shape": shape,
                     "dtype": "float32",
@@ -280,7 +283,7 @@ def _readme(card: ModelCard, told: Origin) -> str:
         "",
         "    medseg predict IMAGE.nii.gz -m THIS_FOLDER -o OUT",
         "",
-        "With MONAI, where medseg is installed (the network is its), for every "
+        "With MONAI, where medseg (the network is its) and fire are installed, for every "
         f"{files if several else '`CASE.nii.gz`'} of a folder:",
         "",
         "    python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\",

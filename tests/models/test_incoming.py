@@ -5,12 +5,18 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from safetensors.torch import load_file, save
 
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
@@ -422,3 +428,45 @@ def test_a_source_without_permission_is_named(model, tmp_path):
     shutil.copytree(model, folder)
     (folder / "weights.safetensors").chmod(0)
     refused(folder, ConfigError, "input-unreadable", "found no permission")
+
+
+def test_files_of_tensors_are_read_as_tensors_alone_by_a_torch_that_keeps_to_it():
+    """Before torch 2.10 ``weights_only`` could be got round (CVE-2026-24747)."""
+    repository = Path(incoming.__file__).resolve().parents[2]
+    sources = [*(repository / "medseg").rglob("*.py"), *(repository / "pipelines").rglob("*.py")]
+    calls = [
+        call
+        for path in sources
+        for call in re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8"))
+    ]
+    assert calls
+    assert all("weights_only=True" in call for call in calls)
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    (needed,) = [
+        requirement
+        for requirement in map(Requirement, project["project"]["dependencies"])
+        if requirement.name == "torch"
+    ]
+    assert not needed.specifier.contains("2.9.1")
+    assert needed.specifier.contains("2.10.0")
+
+
+def test_a_process_killed_while_it_takes_a_model_in_leaves_no_half_one(model, tmp_path):
+    """Killed in the middle of the checks, when the files lie under a temporary name."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from medseg.models import incoming\n"
+        "incoming._check_weights = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "incoming.import_model(Path(sys.argv[1]))\n"
+    )
+    repository = Path(incoming.__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(model)],
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not Path("models/tiny").exists()
+    import_model(model)
+    load_model(Path("models/tiny"))

@@ -206,13 +206,21 @@ def test_the_metadata_have_the_keys_of_monais_schema(exported):
     metadata = json.loads((exported / "configs" / "metadata.json").read_text())
     required = {
         *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
-        *("required_packages_version", "task", "description", "authors", "copyright"),
+        *(
+            "required_packages_version",
+            "optional_packages_version",
+            "task",
+            "description",
+            "authors",
+            "copyright",
+        ),
         *("data_source", "intended_use", "network_data_format"),
     }
     assert required <= metadata.keys()
     assert metadata["authors"] == "A. Author"
     inputs = metadata["network_data_format"]["inputs"]["image"]
     outputs = metadata["network_data_format"]["outputs"]["pred"]
+    assert (inputs["format"], outputs["format"]) == ("magnitude", "labels")
     assert inputs["channel_def"] == {"0": "T1"}
     assert outputs["channel_def"] == {"0": "background", "1": "near", "2": "far"}
     parser = ConfigParser()
