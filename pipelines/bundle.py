@@ -175,11 +175,11 @@ def _metadata(card: ModelCard, told: Origin) -> dict[str, Any]:
         "pytorch_version": _release("torch"),
         "numpy_version": _release("numpy"),
         "required_packages_version": {
+            "fire": _FIRE,
             "medseg": medseg.__version__,
             "nibabel": _release("nibabel"),
             "pytorch-ignite": _release("pytorch-ignite"),
         },
-        "optional_packages_version": {"fire": _FIRE},
         "supported_apps": {},
         "task": f"Segmentation of {structures}",
         "description": card.description,
