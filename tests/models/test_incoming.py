@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from safetensors.torch import load_file, save
 
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
-from medseg.models import incoming
+from medseg.models import incoming, source_files
 from medseg.models.folder import load_model
 from medseg.models.incoming import first_expression, import_model
 from tests.tiny_model import write_tiny_model
@@ -241,7 +241,7 @@ def test_more_bytes_than_a_model_has_are_refused(model, tmp_path, monkeypatch):
     folder = tmp_path / "large"
     shutil.copytree(model, folder)
     with (folder / "large.bin").open("wb") as file:
-        file.truncate(incoming.MOST_BYTES)  # takes no room on the disk
+        file.truncate(source_files.MOST_BYTES)  # takes no room on the disk
     refused(folder, FormatError, "bundle-size", "expected at most 8 GiB, found 8")
 
 
@@ -290,6 +290,14 @@ def test_a_card_of_a_network_far_larger_than_its_weights_takes_no_memory(model, 
     card = card_of(model, network=network)
     source = make_zip(tmp_path / "huge.zip", model, replace={"model.json": card})
     refused(source, FormatError, "weights-mismatch", "found tensors that do not fit it")
+
+
+def test_a_card_cannot_name_an_encoder_that_would_be_fetched(model, tmp_path):
+    for encoder in ("hf-hub:someone/something", "local-dir:/tmp/something"):
+        network = {"name": "macmd", "settings": {"preset": "tiny", "encoder": encoder}}
+        card = card_of(model, network=network)
+        source = make_zip(tmp_path / "fetch.zip", model, replace={"model.json": card})
+        refused(source, ConfigError, "encoder-name", "choose a network of timm")
 
 
 def test_a_bundle_without_safetensors_is_refused_with_the_reason(model, tmp_path):
@@ -381,7 +389,7 @@ def test_a_model_nested_twice_is_refused(model, tmp_path):
 
 def test_a_source_or_a_name_that_cannot_be_meant_is_refused(model, tmp_path):
     refused(tmp_path / "absent", ConfigError, "bundle-missing", "found no such file or folder")
-    for name in ("../up", "UPPER", "", "a" * 65):
+    for name in ("../up", "UPPER", "", "a\n", "a" * 65):
         refused(model, ConfigError, "bundle-name", "--name: expected 1 to 64 of", name=name)
 
 

@@ -208,7 +208,6 @@ def test_the_metadata_have_the_keys_of_monais_schema(exported):
         *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
         *(
             "required_packages_version",
-            "optional_packages_version",
             "task",
             "description",
             "authors",
