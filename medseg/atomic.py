@@ -10,13 +10,13 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medseg.errors import MedsegError, ResourceError
 
-__all__ = ["atomic_folder", "atomic_path", "write_bytes", "write_text"]
+__all__ = ["atomic_folder", "atomic_path", "check_replaceable", "write_bytes", "write_text"]
 
 _REASONS = {
     errno.ENOSPC: ("free space", "a full disk", "free some space or choose another output folder"),
@@ -84,12 +84,48 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise
 
 
+def check_replaceable(target: Path, mark: str, *, overwrite: bool) -> None:
+    """Refuse to write a folder where something lies that may not be replaced.
+
+    Args:
+        target: Folder to be made.
+        mark: A file that a folder must hold to be one of those that may be replaced; an empty
+            folder may be too.
+        overwrite: Whether any may.
+
+    Raises:
+        ResourceError: ``output-exists``.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise _exists(target, "move it away, choose another name or give --overwrite")
+    if target.is_symlink() or not target.is_dir():
+        raise _exists(target, "only a folder can be replaced; choose another name")
+    if not (target / mark).is_file() and any(target.iterdir()):
+        raise _exists(target, f"it holds files but no {mark}, so it is left alone; move it away")
+
+
+def _exists(target: Path, remedy: str) -> ResourceError:
+    return ResourceError(
+        str(target),
+        expected="a name that is still free",
+        found="an existing folder or file",
+        remedy=remedy,
+        code="output-exists",
+    )
+
+
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, replace: bool = False, parents: bool = False) -> Iterator[Path]:
     """Hand out an empty temporary folder that becomes ``target`` if the block succeeds.
 
     Args:
-        target: The folder to be made; it must not exist, its parent must.
+        target: The folder to be made.
+        replace: Whether a folder of that name is moved aside and, once the new one has its place,
+            removed; else there must be none. See :func:`check_replaceable`.
+        parents: Whether folders above it that are missing are made too, and taken away again if the
+            block fails; else they must exist.
 
     Yields:
         A folder beside ``target``. The block fills it with files by any means.
@@ -97,17 +133,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         ResourceError: If ``target`` exists, the parent cannot be written or the disk is full.
     """
-    if target.exists():
-        raise ResourceError(
-            str(target),
-            expected="a name that is still free",
-            found="an existing folder or file",
-            remedy="move it away or choose another name",
-            code="output-exists",
-        )
+    if target.exists() and not replace:
+        raise _exists(target, "move it away or choose another name")
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    missing = [folder for folder in target.parents if parents and not folder.exists()]
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=parents)
         yield temporary
         for written in sorted(temporary.rglob("*")):
             if written.is_file():
@@ -117,17 +148,31 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 finally:
                     os.close(descriptor)
         _sync_folder(temporary)
-        temporary.rename(target)
+        _take_place(temporary, target)
         _sync_folder(target.parent)
     except MedsegError:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_folder(temporary, missing)
         raise
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_folder(temporary, missing)
         raise _resource_error(target, error) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard_folder(temporary, missing)
         raise
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        temporary.rename(target)
+        return
+    aside = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_bytes(target: Path, content: bytes) -> None:
@@ -152,6 +197,13 @@ def write_text(target: Path, content: str) -> None:
 def _discard(temporary: Path) -> None:
     with suppress(OSError):  # where the folder itself is the trouble there is nothing to remove
         temporary.unlink()
+
+
+def _discard_folder(temporary: Path, made: Sequence[Path]) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):  # one that is no longer empty is another's too
+        for folder in made:
+            folder.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

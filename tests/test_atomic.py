@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from medseg.atomic import atomic_folder, atomic_path, write_bytes, write_text
+from medseg.atomic import (
+    atomic_folder,
+    atomic_path,
+    check_replaceable,
+    write_bytes,
+    write_text,
+)
 from medseg.errors import FormatError, ResourceError
 
 
@@ -174,3 +180,64 @@ def test_a_folder_in_a_missing_one_is_named(tmp_path):
     ):
         pass
     assert caught.value.code == "output-unwritable"
+
+
+def test_a_folder_is_replaced_whole_where_that_is_wished(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with atomic_folder(target, replace=True) as temporary:
+        (temporary / "new").touch()
+        assert names_in(target) == ["old"]
+    assert names_in(target) == ["new"]
+    assert names_in(tmp_path) == ["model"]
+    with pytest.raises(KeyError), atomic_folder(target, replace=True) as temporary:  # noqa: PT012
+        (temporary / "newer").touch()
+        raise KeyError
+    assert names_in(target) == ["new"]
+    assert names_in(tmp_path) == ["model"]
+
+
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with (
+        pytest.raises(ResourceError, match="no such folder"),
+        atomic_folder(target, replace=True) as temporary,
+    ):
+        temporary.rename(tmp_path / "elsewhere")
+    assert names_in(target) == ["old"]
+    assert names_in(tmp_path) == ["elsewhere", "model"]
+
+
+def test_missing_folders_above_are_made_where_that_is_wished_and_taken_away_again(tmp_path):
+    target = tmp_path / "a" / "b" / "model"
+    with pytest.raises(KeyError), atomic_folder(target, parents=True):
+        raise KeyError
+    assert names_in(tmp_path) == []
+    with atomic_folder(target, parents=True):
+        pass
+    assert target.is_dir()
+
+
+def test_only_folders_of_a_kind_may_be_replaced(tmp_path):
+    check_replaceable(tmp_path / "absent", "mark", overwrite=False)
+    empty, full, marked = (tmp_path / name for name in ("empty", "full", "marked"))
+    for folder in (empty, full, marked):
+        folder.mkdir()
+    (full / "other").touch()
+    (marked / "mark").touch()
+    link = tmp_path / "link"
+    link.symlink_to(marked)
+    check_replaceable(empty, "mark", overwrite=True)
+    check_replaceable(marked, "mark", overwrite=True)
+    for target, overwrite, words in (
+        (empty, False, "give --overwrite"),
+        (full, True, "it holds files but no mark, so it is left alone"),
+        (full / "other", True, "only a folder can be replaced"),
+        (link, True, "only a folder can be replaced"),
+    ):
+        with pytest.raises(ResourceError, match=words) as caught:
+            check_replaceable(target, "mark", overwrite=overwrite)
+        assert caught.value.code == "output-exists"

@@ -37,6 +37,7 @@ __all__ = [
     "ZScore",
     "load_card",
     "model_folder",
+    "parse_card",
 ]
 
 CARD_NAME = "model.json"
@@ -315,14 +316,27 @@ def load_card(folder: Path) -> ModelCard:
     Raises:
         ConfigError: If there is no card, or it does not follow the schema.
     """
-    folder = model_folder(folder)
+    path = model_folder(folder) / CARD_NAME
+    return parse_card(path.read_bytes(), where=str(path))
+
+
+def parse_card(content: bytes, *, where: str) -> ModelCard:
+    """Check the content of a ``model.json``.
+
+    Args:
+        content: JSON.
+        where: The file, for messages.
+
+    Raises:
+        ConfigError: If it does not follow the schema.
+    """
     try:
-        return ModelCard.model_validate_json((folder / CARD_NAME).read_bytes())
+        return ModelCard.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(
-            str(folder / CARD_NAME),
+            where,
             expected="a model card of format medseg-model/1",
             found=f"{key}: {first['msg']}",
             remedy="export the model again with this version of medseg",

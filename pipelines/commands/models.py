@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.errors import ConfigError
-from pipelines.commands.console import Json, answering, models_app, print_json
+from pipelines.commands.console import Json, Overwrite, answering, models_app, print_json
 
 if TYPE_CHECKING:
     from medseg.models.card import ModelCard
@@ -153,3 +153,69 @@ def models_show(
     from pipelines.tables import print_table  # noqa: PLC0415
 
     print_table(["", page.title], page.lines())
+
+
+@models_app.command("export")
+@answering
+def models_export(
+    run: Annotated[str, typer.Argument(help="A run folder, a model folder or a shipped model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to be made, or FILE.zip.")],
+    authors: Annotated[
+        str | None, typer.Option(help="Who made the model; the card does not say.")
+    ] = None,
+    copyright_notice: Annotated[
+        str | None, typer.Option("--copyright", help="Such as 'Copyright 2026 A. Author'.")
+    ] = None,
+    licence_file: Annotated[
+        Path | None, typer.Option(help="Text of the licence that the card names, for LICENSE.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Hand a model on: a model folder that is a MONAI bundle too, or a zip of it.
+
+    Stock `python -m monai.bundle run --config_file configs/inference.json` runs it where medseg is
+    installed. A model whose input MONAI's transforms cannot express is refused.
+    """
+    from pipelines.bundle import export_model, origin_from_options  # noqa: PLC0415
+
+    origin = origin_from_options(authors, copyright_notice, licence_file)
+    card = export_model(run, out, origin=origin, overwrite=overwrite)
+    if as_json:
+        print_json({"exported": str(out), "model": card.model_dump()})
+        return
+    typer.echo(f"{card.name} {card.version} in {out}")
+
+
+@models_app.command("import")
+@answering
+def models_import(
+    source: Annotated[Path, typer.Argument(help="A model folder, or a zip of one.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to be made; default: models/NAME, here."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Replaces the name on the card.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Take in a model from elsewhere; nothing of it is executed.
+
+    Card, weights (safetensors) and texts are taken, after their hash, schema and shapes are
+    checked. Pickles and configurations with expressions are left where they are.
+    """
+    from medseg.models.incoming import import_model  # noqa: PLC0415 - pulls in torch
+
+    taken = import_model(source, out, name=name, overwrite=overwrite)
+    if as_json:
+        print_json(
+            {
+                "imported": str(taken.folder),
+                "left_out": list(taken.left_out),
+                "model": taken.card.model_dump(),
+            }
+        )
+        return
+    typer.echo(f"{taken.card.name} {taken.card.version} in {taken.folder}")
+    if taken.left_out:
+        typer.echo(f"left out: {', '.join(taken.left_out)}")
