@@ -51,7 +51,8 @@ class SmallConv3d(nn.Conv3d):
                 input, weight, bias, self.padding, self.stride, self.dilation, self.groups
             )
             return y_bcijk
-        return super()._conv_forward(input, weight, bias)
+        answer: Tensor = super()._conv_forward(input, weight, bias)
+        return answer
 
     @staticmethod
     def _slow(x_bcijk: Tensor, weight: Tensor) -> bool:
@@ -67,5 +68,5 @@ class SmallConv3d(nn.Conv3d):
             and not torch.compiler.is_compiling()
             and not torch._C._is_tracing()
             and torch._C._get_mkldnn_enabled()
-            and torch._C.has_mkldnn
+            and torch._C._has_mkldnn
         )
