@@ -297,7 +297,9 @@ def parse_settings(content: object, *, where: str) -> RunSettings:
 
 
 def _config_error(where: str, error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
+    # a misspelt key is both missing and unknown, and the unknown one tells what was meant
+    wrong = error.errors()
+    first = next((one for one in wrong if one["type"] == "extra_forbidden"), wrong[0])
     key = ".".join(str(part) for part in first["loc"])
     place = f"{where}: {key}" if key else where
     cause = first.get("ctx", {}).get("error")

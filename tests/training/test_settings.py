@@ -25,6 +25,15 @@ def changed(path, value, *, delete=False):
     return content
 
 
+def test_a_misspelt_key_is_named_although_the_right_one_is_missing_then():
+    content = tiny_settings()
+    content["training"]["learning_rat"] = content["training"].pop("learning_rate")
+    with pytest.raises(ConfigError, match="did you mean learning_rate") as caught:
+        parse_settings(content, where="run.yaml")
+    assert caught.value.where == "run.yaml: training.learning_rat"
+    assert caught.value.code == "config-unknown-key"
+
+
 def test_settings_survive_their_own_yaml():
     settings = parse_settings(tiny_settings(), where="run.yaml")
     assert parse_settings(yaml.safe_load(settings.to_yaml()), where="again") == settings
