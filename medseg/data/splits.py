@@ -17,8 +17,8 @@ from typing import Any
 
 from medseg.atomic import write_text
 from medseg.data.case import Case
-from medseg.data.layouts.listing import Problem, damaged, kind_of, refuse
-from medseg.errors import FormatError, one_of
+from medseg.data.layouts.listing import Problem, damaged, kind_of, parsed_json, refuse
+from medseg.errors import one_of
 
 __all__ = [
     "FOLDS",
@@ -283,16 +283,7 @@ def read_split_file(
 
 
 def _parsed(path: Path) -> Any:  # noqa: ANN401 - parsed JSON
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(
-            str(path),
-            expected="a JSON file",
-            found="text that is not JSON",
-            remedy="repair or replace the file",
-            code="dataset-index",
-        ) from error
+    content = parsed_json(path)
     if content == []:
         damaged(path, expected="a JSON object", found="an empty list")
     return content

@@ -140,7 +140,7 @@ def test_texts_are_taken_and_pickles_and_configurations_are_left_out(model, tmp_
         ("../../evil.txt", "bundle-path-parent", "found one that leads out of it"),
         ("tiny/../../evil.txt", "bundle-path-parent", "found one that leads out of it"),
         ("tiny\\..\\..\\evil.txt", "bundle-path-parent", "found one that leads out of it"),
-        ("/tmp/evil.txt", "bundle-path-absolute", "found an absolute one"),  # noqa: S108
+        ("/evil.txt", "bundle-path-absolute", "found an absolute one"),
         ("C:\\evil.txt", "bundle-path-absolute", "found an absolute one"),
         ("\\\\host\\evil.txt", "bundle-path-absolute", "found an absolute one"),
         ("tiny//evil.txt", "bundle-path", "expected paths of printable names"),
@@ -293,7 +293,7 @@ def test_a_card_of_a_network_far_larger_than_its_weights_takes_no_memory(model, 
 
 
 def test_a_card_cannot_name_an_encoder_that_would_be_fetched(model, tmp_path):
-    for encoder in ("hf-hub:someone/something", "local-dir:/tmp/something"):
+    for encoder in ("hf-hub:someone/something", "local-dir:something"):
         network = {"name": "macmd", "settings": {"preset": "tiny", "encoder": encoder}}
         card = card_of(model, network=network)
         source = make_zip(tmp_path / "fetch.zip", model, replace={"model.json": card})

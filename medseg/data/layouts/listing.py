@@ -22,6 +22,7 @@ __all__ = [
     "file_stem",
     "inside",
     "kind_of",
+    "parsed_json",
     "patient_of",
     "read_json",
     "refuse",
@@ -104,8 +105,20 @@ def read_json(path: Path) -> Mapping[str, Any]:
     Raises:
         FormatError: ``dataset-index``.
     """
+    content = parsed_json(path)
+    if not isinstance(content, Mapping):
+        damaged(path, expected="a JSON object", found=type(content).__name__)
+    return content
+
+
+def parsed_json(path: Path) -> Any:  # noqa: ANN401 - parsed JSON
+    """Whatever a JSON file holds.
+
+    Raises:
+        FormatError: ``dataset-index`` if it is not JSON.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FormatError(
             str(path),
@@ -114,9 +127,6 @@ def read_json(path: Path) -> Mapping[str, Any]:
             remedy="repair or replace the file",
             code="dataset-index",
         ) from error
-    if not isinstance(content, Mapping):
-        damaged(path, expected="a JSON object", found=type(content).__name__)
-    return content
 
 
 def inside(index_path: Path, root: Path, listed: object) -> Path:
