@@ -289,7 +289,7 @@ def our_side(job: Job, data: Path) -> Figures:
 def their_side(python: Path, job: Job, data: Path, place: Path, workers: int) -> Figures:
     """Steps of nnU-Net's trainer in its own environment."""
     (place / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-    _write_raw(data, place / "raw" / "Dataset001_Benchmark")
+    write_nnunet_raw(data, place / "raw" / "Dataset001_Benchmark")
     for name in ("preprocessed", "results"):
         (place / name).mkdir(exist_ok=True)
     script = place / "nnunet_side.py"
@@ -315,7 +315,7 @@ def their_side(python: Path, job: Job, data: Path, place: Path, workers: int) ->
     return Figures("nnU-Net", tuple(content["seconds"][_WARM_STEPS:]), content["weights"])
 
 
-def _write_raw(data: Path, raw: Path) -> None:
+def write_nnunet_raw(data: Path, raw: Path) -> None:
     """The dataset in nnU-Net's own layout: the same files under other names."""
     index = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
     for folder in ("imagesTr", "labelsTr"):

@@ -2,8 +2,8 @@
 
 Works on any network in eval mode, ours or not, by the classes of ``torch.nn`` that it is built of:
 
-- InstanceNorm, and GroupNorm with one group per channel, become
-  :class:`~medseg.ops.norm.InstanceNorm`, which keeps the channels-last layout.
+- InstanceNorm and GroupNorm become :class:`~medseg.ops.norm.InstanceNorm` and
+  :class:`~medseg.ops.norm.GroupNorm`, which keep the channels-last layout.
 - A ReLU or LeakyReLU that alone reads the result of such a normalisation is done in the same pass,
   and a normalisation that alone reads the result of a convolution writes over it.
 - BatchNorm that alone reads the result of a convolution is folded into its weights.
@@ -31,7 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from medseg.errors import ConfigError
 from medseg.models.network import arrange_weights
-from medseg.ops.norm import InstanceNorm
+from medseg.ops.norm import GroupNorm, InstanceNorm
 from medseg.ops.small_conv import SmallConv3d
 
 __all__ = ["InferenceForm", "converted", "deviation", "to_inference_form"]
@@ -43,6 +43,7 @@ _CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 _BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 _INSTANCE_NORMS = {nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+_GROUP_NORMS = {nn.GroupNorm, GroupNorm}
 # give their input itself in eval mode
 _PASSING = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
 
@@ -122,8 +123,10 @@ def to_inference_form(
     for region in list(_traced_regions(form.network, _places(form))):
         _exchange(form, region.exchanges())
     # in what could not be traced, one for one; what is left here, others may read as well
-    norms = [module for module in form.modules() if type(module) in _INSTANCE_NORMS]
-    _exchange(form, {norm: _own_norm(norm) for norm in norms if _is_instance_norm(norm)})
+    norms = [
+        module for module in form.modules() if type(module) in {*_INSTANCE_NORMS, nn.GroupNorm}
+    ]
+    _exchange(form, {norm: _own_norm(norm) for norm in norms if _has_own_form(norm)})
     convs = [module for module in form.modules() if SmallConv3d.fits(module)]
     _exchange(form, {conv: SmallConv3d.of(conv) for conv in convs})
     return converted(form, dtype, channels_last=channels_last)
@@ -188,7 +191,9 @@ def deviation(network: nn.Module, form: nn.Module, x_bcs: Tensor) -> float:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, InstanceNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, GroupNorm | InstanceNorm) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 class _Region:
@@ -226,10 +231,11 @@ class _Region:
             chosen[batch_norm] = nn.Identity()
         activated = self._activated()
         for norm in self._calls:
-            if id(norm) not in self._free or not _is_instance_norm(norm):
+            if id(norm) not in self._free or not _has_own_form(norm):
                 continue
             activation = activated.get(norm)
-            chosen[norm] = _own_norm(norm, _slope(activation), inplace=self._alone(norm))
+            slope = _slope(norm) if activation is None else _slope(activation)
+            chosen[norm] = _own_norm(norm, slope, inplace=self._alone(norm))
             if activation is not None:
                 chosen[activation] = nn.Identity()
         return chosen
@@ -253,7 +259,7 @@ class _Region:
         """The activation of each normalisation that always has the same one and no other reader."""
         found: dict[nn.Module, nn.Module] = {}
         for norm, calls in self._calls.items():
-            if id(norm) in self._free and _is_instance_norm(norm):
+            if id(norm) in self._free and _has_own_form(norm) and _slope(norm) == 1:
                 readers = {self._part(self._only_reader(node)) for node in calls}
                 reader = readers.pop()
                 if not readers and reader is not None and _slope(reader) != 1:
@@ -297,7 +303,7 @@ class _Region:
 def _traced_regions(module: nn.Module, places: Counter[int]) -> Iterator[_Region]:
     """The largest parts of a network that can be traced."""
     kinds = {type(part) for part in module.modules()}
-    if not kinds & (_INSTANCE_NORMS | _BATCH_NORMS | {nn.GroupNorm}):
+    if not kinds & (_INSTANCE_NORMS | _BATCH_NORMS | _GROUP_NORMS):
         return
     graph = _graph(module)
     if graph is None:
@@ -332,9 +338,9 @@ def _exchange(root: nn.Module, chosen: Mapping[nn.Module, nn.Module]) -> None:
                 setattr(parent, name, chosen[child])
 
 
-def _is_instance_norm(module: nn.Module) -> bool:
-    if type(module) is nn.GroupNorm:
-        return bool(module.num_groups == module.num_channels)
+def _has_own_form(module: nn.Module) -> bool:
+    if type(module) in _GROUP_NORMS:
+        return True
     return type(module) in _INSTANCE_NORMS and module.running_mean is None
 
 
@@ -343,17 +349,29 @@ def _own_norm(
     slope: float = 1.0,
     *,
     inplace: bool = False,
-) -> InstanceNorm:
-    channels = norm.num_channels if type(norm) is nn.GroupNorm else norm.num_features
-    own = InstanceNorm(
-        channels, eps=norm.eps, affine=False, negative_slope=slope, inplace=inplace
-    ).eval()
+) -> GroupNorm | InstanceNorm:
+    own: GroupNorm | InstanceNorm
+    if isinstance(norm, nn.GroupNorm):
+        own = GroupNorm(
+            norm.num_groups,
+            norm.num_channels,
+            eps=norm.eps,
+            negative_slope=slope,
+            inplace=inplace,
+        ).eval()
+        own.affine = norm.affine
+    else:
+        own = InstanceNorm(
+            norm.num_features, eps=norm.eps, affine=False, negative_slope=slope, inplace=inplace
+        ).eval()
     own.weight, own.bias = norm.weight, norm.bias
     return own
 
 
 def _slope(activation: nn.Module | None) -> float:
-    """Factor of negative numbers; 1 for what is no ReLU or LeakyReLU."""
+    """Factor of negative numbers; 1 for what does nothing to them, as far as is known."""
+    if isinstance(activation, GroupNorm):
+        return activation.negative_slope
     if type(activation) is nn.ReLU:
         return 0.0
     if isinstance(activation, nn.LeakyReLU) and type(activation) is nn.LeakyReLU:

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from medseg.models.network import SegmentationNetwork
 from medseg.models.setting_rules import broken_rule
 from medseg.ops.depthwise import DepthwiseConv3d
+from medseg.ops.norm import GroupNorm
 from medseg.ops.reversible import (
     AdditiveCoupling,
     Memory,
@@ -57,6 +58,14 @@ from medseg.ops.small_map import convolve
 __all__ = ["REVUNET_PRESETS", "MobileBottleneck", "RevUNet", "RevUNetSettings"]
 
 Activation = Literal["relu", "relu6", "silu", "leaky_relu"]
+# factors of negative numbers, of what the normalisation does as well
+_SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.Identity,
+    "leaky_relu": nn.Identity,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+}
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -240,15 +249,17 @@ class MobileBottleneck(nn.Module):
         inner = settings.expansion * channels
         groups = settings.norm_groups
         self.expand = nn.Conv3d(channels, inner, 1, bias=False)
-        self.expand_norm = nn.GroupNorm(groups, inner)
+        # the normalisation does the activation in the same pass where it can
+        slope = _SLOPES.get(settings.activation, 1.0)
+        self.expand_norm = GroupNorm(groups, inner, negative_slope=slope)
         self.depthwise = DepthwiseConv3d(inner)
-        self.depthwise_norm = nn.GroupNorm(groups, inner)
+        self.depthwise_norm = GroupNorm(groups, inner, negative_slope=slope)
         self.gate = (
             ChannelGate(inner, settings.squeeze_ratio) if settings.squeeze_excitation else None
         )
         self.project = nn.Conv3d(inner, channels, 1, bias=False)
-        self.project_norm = nn.GroupNorm(groups, channels)
-        self.activation = _activation(settings.activation)
+        self.project_norm = GroupNorm(groups, channels)
+        self.activation = _ACTIVATIONS[settings.activation]()
 
     def forward(self, x_bcijk: Tensor) -> Tensor:
         """``(b, channels, i, j, k)`` to the same."""
@@ -299,14 +310,3 @@ def _convolved(conv: nn.Module, stream: Tensor) -> Tensor:
     weight: Any = conv.weight
     y_bcijk: Tensor = conv(stream.to(weight.dtype))
     return y_bcijk
-
-
-def _activation(name: Activation) -> nn.Module:
-    # in place only where the gradient needs the output alone: the others would clone their input
-    makers: dict[Activation, nn.Module] = {
-        "relu": nn.ReLU(inplace=True),
-        "relu6": nn.ReLU6(),
-        "silu": nn.SiLU(),
-        "leaky_relu": nn.LeakyReLU(0.01, inplace=True),
-    }
-    return makers[name]

@@ -8,7 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.ops.kernels.dispatch import Kernel, run, wants_plain
+from medseg.ops.kernels.layout import memory_format_of
+
 __all__ = ["DepthwiseConv3d"]
+
+_KERNELS = (
+    Kernel(
+        "weights' gradient of a depthwise convolution (numba)",
+        "medseg.ops.kernels.numba_depthwise",
+        "weight_gradient",
+        device="cpu",
+        dtypes=frozenset({torch.float32}),
+    ),
+)
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -16,8 +29,9 @@ class DepthwiseConv3d(nn.Conv3d):
 
     The gradient of the input of such a convolution is the same convolution with the kernel turned
     round. On CPUs the library's forward kernel does that several times faster than its general
-    backward kernel, so in float32 and float64 on a CPU the gradient is taken that way. Elsewhere,
-    and under autocast, this is ``nn.Conv3d``.
+    backward kernel, so in float32 and float64 on a CPU the gradient is taken that way; and that of
+    the weights, in float32 and channels-last, by a kernel of ours. Elsewhere, and under autocast,
+    this is ``nn.Conv3d``.
 
     Args:
         channels: In and out.
@@ -68,17 +82,34 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx_bcijk = F.conv3d(dy_bcijk, weight.flip(2, 3, 4), padding=half, groups=channels)
         if ctx.needs_input_grad[1]:
-            d_weight = torch.ops.aten.convolution_backward(
-                dy_bcijk,
-                x_bcijk,
-                weight,
-                None,
-                [1, 1, 1],
-                [half] * 3,
-                [1, 1, 1],
-                False,
-                [0, 0, 0],
-                channels,
-                [False, True, False],
-            )[1]
+            # a derivative that is to be differentiated needs operations that have one
+            fits = (
+                not torch.is_grad_enabled()
+                and memory_format_of(x_bcijk) == torch.channels_last_3d
+                and not any(wants_plain(values) for values in (x_bcijk, dy_bcijk))
+            )
+            size = weight.shape[-1]
+            d_weight = (
+                run(_KERNELS, _weight_gradient, x_bcijk, dy_bcijk, size)
+                if fits
+                else _weight_gradient(x_bcijk, dy_bcijk, size)
+            )
         return dx_bcijk, d_weight
+
+
+def _weight_gradient(x_bcijk: Tensor, dy_bcijk: Tensor, kernel: int) -> Tensor:
+    channels = x_bcijk.shape[1]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        dy_bcijk,
+        x_bcijk,
+        x_bcijk.new_empty(channels, 1, kernel, kernel, kernel),
+        None,
+        [1, 1, 1],
+        [kernel // 2] * 3,
+        [1, 1, 1],
+        False,
+        [0, 0, 0],
+        channels,
+        [False, True, False],
+    )[1]
+    return found

@@ -46,7 +46,7 @@ def test_the_network_of_both_sides_has_the_heads_that_it_says():
 def test_the_other_side_is_given_the_same_cases_under_its_own_names(tmp_path):
     data = training.made_cases(tmp_path / "made", (12, 12, 12), cases=2)
     raw = tmp_path / "raw"
-    training._write_raw(data, raw)
+    training.write_nnunet_raw(data, raw)
     assert sorted(path.name for path in (raw / "imagesTr").iterdir()) == [
         "case_00_0000.nii.gz",
         "case_01_0000.nii.gz",

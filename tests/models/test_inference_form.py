@@ -13,7 +13,7 @@ from medseg.errors import ConfigError
 from medseg.models.inference_form import InferenceForm, deviation, to_inference_form
 from medseg.models.neunet import NEUNET_PRESETS
 from medseg.models.table import NETWORKS, build_network, build_settings
-from medseg.ops.norm import InstanceNorm
+from medseg.ops.norm import GroupNorm, InstanceNorm
 from medseg.ops.precision import has_bf16
 
 HALF = 2.0
@@ -283,13 +283,28 @@ def test_running_statistics_of_instance_norm_are_left_to_pytorch() -> None:
     assert isinstance(form.network[1], nn.InstanceNorm2d)
 
 
-def test_group_norm_is_taken_with_one_group_per_channel_only() -> None:
-    network = nn.Sequential(nn.GroupNorm(4, 4), nn.ReLU(), nn.GroupNorm(2, 4), nn.ReLU())
+def test_group_norm_takes_its_activation_along() -> None:
+    network = nn.Sequential(
+        nn.GroupNorm(4, 4), nn.ReLU(), nn.GroupNorm(2, 4, eps=0.1), nn.LeakyReLU(0.2), nn.Tanh()
+    )
     form = to_inference_form(seeded(network))
     kinds = [type(module) for module in form.network]
-    assert kinds == [InstanceNorm, nn.Identity, nn.GroupNorm, nn.ReLU]
-    assert form.network[0].negative_slope == 0
-    assert deviation(network, form, torch.randn(2, 4, 48, 48)) < 1e-4
+    assert kinds == [GroupNorm, nn.Identity, GroupNorm, nn.Identity, nn.Tanh]
+    assert [form.network[n].negative_slope for n in (0, 2)] == [0, 0.2]
+    for x in (torch.randn(2, 4, 48, 48), torch.randn(2, 4, 5, 5)):
+        assert deviation(network, form, x) < 1e-4
+
+
+def test_a_norm_that_has_an_activation_already_takes_no_second_one() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 1), GroupNorm(2, 4, negative_slope=0.5), nn.LeakyReLU(0.1)
+    )
+    form = to_inference_form(seeded(network))
+    kinds = [type(module) for module in form.network]
+    assert kinds == [nn.Conv2d, GroupNorm, nn.LeakyReLU]
+    assert form.network[1].negative_slope == 0.5
+    assert form.network[1].inplace
+    assert deviation(network, form, torch.randn(2, 1, 48, 48)) < 1e-4
 
 
 def test_an_answer_that_is_none_is_seen() -> None:

@@ -1,11 +1,16 @@
 """Depthwise convolution: equal to torch's general one, forward and backward."""
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
+from hypothesis import given, settings
 
 from medseg.ops.depthwise import DepthwiseConv3d
+from medseg.ops.kernels import dispatch, numba_depthwise
+from medseg.ops.kernels.dispatch import forced
+from medseg.ops.kernels.numba_depthwise import weight_gradient
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -26,6 +31,47 @@ def test_values_and_gradients_are_those_of_a_grouped_convolution(
         rtol=1e-12,
         atol=1e-12,
     )
+
+
+@given(
+    channels=st.integers(1, 20),
+    extents=st.tuples(*[st.integers(1, 9)] * 3),
+    kernel=st.sampled_from([1, 3, 5]),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last_3d]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_kernels_gradient_of_the_weights_is_that_of_float64(
+    channels: int, extents: tuple[int, int, int], kernel: int, layout: torch.memory_format
+) -> None:
+    """Channels-last, where the kernel runs, whatever the layout of the gradient; maps smaller
+    than the kernel are among them."""
+    x = torch.randn(2, channels, *extents).to(memory_format=torch.channels_last_3d)
+    dy = torch.randn(2, channels, *extents).to(memory_format=layout)
+    conv = DepthwiseConv3d(channels, kernel)
+    with forced("fast"):
+        (found,) = torch.autograd.grad(conv(x), conv.weight, dy)
+    weight = conv.weight.detach().double().requires_grad_()
+    y = F.conv3d(x.double(), weight, padding=kernel // 2, groups=channels)
+    (wanted,) = torch.autograd.grad(y, weight, dy.double())
+    torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_the_kernel_runs_for_channels_last_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(x: torch.Tensor, dy: torch.Tensor, kernel: int) -> torch.Tensor:
+        calls.append(x.shape)
+        return weight_gradient(x, dy, kernel)
+
+    monkeypatch.setattr(numba_depthwise, "weight_gradient", counted)
+    dispatch._loaded.cache_clear()
+    conv = DepthwiseConv3d(4)
+    for x in (torch.randn(1, 4, 5, 6, 7), torch.randn(1, 4, 5, 6, 8)):
+        last = x.shape[-1] == 8
+        shown = x.to(memory_format=torch.channels_last_3d) if last else x
+        conv(shown).sum().backward()
+    dispatch._loaded.cache_clear()
+    assert calls == [(1, 4, 5, 6, 8)]
 
 
 def test_first_and_second_derivatives_pass_the_numerical_check() -> None:

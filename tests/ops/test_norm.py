@@ -1,4 +1,4 @@
-"""Instance normalisation: PyTorch's as oracle, laws of the fused kernel, where which form runs."""
+"""Group and instance normalisation: PyTorch as oracle, laws of the kernel, which form runs."""
 
 import io
 import math
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from medseg.errors import ShapeError
 from medseg.ops.kernels.dispatch import forced
 from medseg.ops.kernels.numba_norm import normalise, rows_of
-from medseg.ops.norm import InstanceNorm, instance_norm
+from medseg.ops.norm import GroupNorm, InstanceNorm, group_norm, instance_norm
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # channels on either side of the vectors of 8 and 32; extents that leave a part of a chunk
@@ -30,10 +31,19 @@ SHAPES = [
 ]
 
 
-def expected(x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: float) -> Tensor:
+def expected(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: float,
+    groups: int | None = None,
+) -> Tensor:
     """PyTorch's own, in float64."""
     numbers = [None if values is None else values.double() for values in (weight, bias)]
-    normed = F.instance_norm(x.double(), weight=numbers[0], bias=numbers[1])
+    if groups is None:
+        normed = F.instance_norm(x.double(), weight=numbers[0], bias=numbers[1])
+    else:
+        normed = F.group_norm(x.double(), groups, *numbers)
     return F.leaky_relu(normed, slope)
 
 
@@ -139,7 +149,7 @@ def test_it_writes_over_its_input_only_where_it_may() -> None:
 def test_a_slice_of_the_channels_of_another_tensor_can_be_written() -> None:
     x = image((2, 16, 8, 8, 9))
     joined = torch.full((2, 40, 8, 8, 9), -7.0).contiguous(memory_format=torch.channels_last_3d)
-    normalise(x, None, None, 1e-5, 1.0, joined[:, 8:24])
+    normalise(x, x.shape[1], None, None, 1e-5, 1.0, joined[:, 8:24])
     wanted = expected(x, None, None, 1.0).float()
     torch.testing.assert_close(joined[:, 8:24], wanted, atol=1e-4, rtol=0)
     assert (joined[:, :8] == -7).all()
@@ -186,6 +196,7 @@ def laid_out(dy: Tensor, layout: str) -> Tensor:
     slope=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
     weights=st.sampled_from(["both", "weight", "bias", "none"]),
     layout=st.sampled_from(["last", "contiguous", "slice"]),
+    share_of_groups=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
@@ -195,26 +206,29 @@ def test_values_and_gradients_are_those_of_pytorch_in_float64(
     slope: float,
     weights: str,
     layout: str,
+    share_of_groups: float,
     seed: int,
 ) -> None:
     """1e-4 of the largest in float32; in bfloat16, whose last digit is 2**-8, one rounding more."""
     torch.manual_seed(seed)
+    divisors = [n for n in range(1, shape[1] + 1) if shape[1] % n == 0]
+    groups = divisors[round(share_of_groups * (len(divisors) - 1))]
     x = image(shape, dtype).requires_grad_()
     weight = torch.randn(shape[1], requires_grad=True) if weights in ("both", "weight") else None
     bias = torch.randn(shape[1], requires_grad=True) if weights in ("both", "bias") else None
     dy = laid_out(torch.randn(shape).to(dtype), layout)
     leaves = [values for values in (x, weight, bias) if values is not None]
     with forced("fast"):
-        y = instance_norm(x, weight, bias, negative_slope=slope)
+        y = group_norm(x, groups, weight, bias, negative_slope=slope)
         found = torch.autograd.grad(y, leaves, dy)
     assert is_kernels(y)
-    wanted_y = expected(x, weight, bias, slope)
+    wanted_y = expected(x, weight, bias, slope, groups)
     # where the activation bends, the last digit decides which of its slopes counts
     with torch.no_grad():
-        bend = expected(x, weight, bias, 1.0).abs() < 1e-4
+        bend = expected(x, weight, bias, 1.0, groups).abs() < 1e-4
         mould = dy.double().masked_fill(bend, 0)
     with forced("fast"):
-        again = instance_norm(x, weight, bias, negative_slope=slope)
+        again = group_norm(x, groups, weight, bias, negative_slope=slope)
         found = torch.autograd.grad(again, leaves, laid_out(mould.to(dtype), layout))
     wanted = torch.autograd.grad(wanted_y, leaves, mould)
     share = 1e-4 if dtype == torch.float32 else 2**-8
@@ -229,7 +243,7 @@ def test_values_and_gradients_are_those_of_pytorch_in_float64(
 
 
 def is_kernels(y: Tensor) -> bool:
-    return "medseg_instance_norm" in str(y.grad_fn)
+    return "medseg_group_norm" in str(y.grad_fn)
 
 
 def test_gradients_in_bfloat16_are_the_float32_ones_rounded_once() -> None:
@@ -307,20 +321,20 @@ def test_a_map_of_one_value_has_finite_gradients() -> None:
     torch.testing.assert_close(dx, wanted, atol=1e-2, rtol=1e-4)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
-def test_gradcheck_of_first_and_second_derivatives(slope: float) -> None:
+@pytest.mark.parametrize(("slope", "groups"), [(0.0, 4), (0.01, 2), (1.0, 1)])
+def test_gradcheck_of_first_and_second_derivatives(slope: float, groups: int) -> None:
     torch.manual_seed(3)
-    x = torch.randn(2, 3, 3, 2, dtype=torch.float64)
+    x = torch.randn(2, 4, 3, 2, dtype=torch.float64)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
 
-    def by_operator(*leaves: Tensor) -> Tensor:
-        result: Tensor = torch.ops.medseg.instance_norm(*leaves, 1e-5, slope)[0]
+    def by_operator(x: Tensor, *weights: Tensor) -> Tensor:
+        result: Tensor = torch.ops.medseg.group_norm(x, groups, *weights, 1e-5, slope)[0]
         return result
 
     forms: list[Callable[..., Tensor]] = [
-        lambda *leaves: instance_norm(*leaves, negative_slope=slope),
+        lambda x, *weights: group_norm(x, groups, *weights, negative_slope=slope),
         by_operator,
     ]
     for form in forms:
@@ -341,10 +355,10 @@ def test_the_kernels_derivative_can_be_differentiated() -> None:
         return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
     with forced("fast"):
-        y = instance_norm(x, weight, bias, negative_slope=0.3)
+        y = group_norm(x, 4, weight, bias, negative_slope=0.3)
         assert is_kernels(y)
         found = penalty(y)
-    for one, other in zip(found, penalty(expected(x, weight, bias, 0.3)), strict=True):
+    for one, other in zip(found, penalty(expected(x, weight, bias, 0.3, 4)), strict=True):
         largest = float(other.abs().max())
         torch.testing.assert_close(one, other, atol=1e-4 * largest, rtol=1e-3)
 
@@ -355,12 +369,12 @@ def test_the_kernels_derivative_can_be_differentiated() -> None:
 def test_torch_finds_nothing_wrong_with_the_operators(affine: bool) -> None:
     x = image((2, 8, 6, 5)).requires_grad_()
     weights = [torch.randn(8, requires_grad=True) for _ in range(2)] if affine else [None, None]
-    torch.library.opcheck(torch.ops.medseg.instance_norm.default, (x, *weights, 1e-5, 0.01))
+    torch.library.opcheck(torch.ops.medseg.group_norm.default, (x, 2, *weights, 1e-5, 0.01))
     bare = [None if values is None else values.detach() for values in weights]
-    moments = torch.ops.medseg.instance_norm(x.detach(), *bare, 1e-5, 0.01)[1]
+    moments = torch.ops.medseg.group_norm(x.detach(), 2, *bare, 1e-5, 0.01)[1]
     torch.library.opcheck(
-        torch.ops.medseg.instance_norm_backward.default,
-        (x.detach(), torch.randn(x.shape), moments, *bare, 0.01),
+        torch.ops.medseg.group_norm_backward.default,
+        (x.detach(), torch.randn(x.shape), moments, 2, *bare, 0.01),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -459,3 +473,20 @@ def test_its_weights_have_the_names_of_pytorch() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
     assert list(InstanceNorm(6, affine=False).parameters()) == []
     assert "negative_slope=1.0" in repr(ours)
+
+
+def test_group_norm_is_pytorchs_module_with_its_activation() -> None:
+    theirs, ours = nn.GroupNorm(3, 12), GroupNorm(3, 12, negative_slope=0.0)
+    nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    for x in (torch.randn(2, 12, 9, 9, 9), image((2, 12, 9, 9, 9))):
+        torch.testing.assert_close(ours(x), theirs(x).relu(), atol=1e-5, rtol=0)
+    assert is_kernels(ours(image((2, 12, 9, 9, 9))))
+    assert repr(ours).startswith("GroupNorm(3, 12, eps=1e-05, affine=True")
+
+
+@pytest.mark.parametrize("groups", [0, 5])
+def test_groups_that_do_not_divide_the_channels_are_refused(groups: int) -> None:
+    with pytest.raises(ShapeError, match=r"a number of groups that divides 12 channels") as caught:
+        group_norm(torch.randn(1, 12, 3, 3), groups)
+    assert caught.value.code == "norm-groups"

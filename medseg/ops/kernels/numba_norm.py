@@ -1,4 +1,4 @@
-"""Normalisation of every channel of every image on a CPU, with the activation in the same pass.
+"""Normalisation of groups of channels on a CPU, with the activation in the same pass.
 
 For tensors whose channels lie side by side. One pass takes the sums, a second one writes; vectors
 run along the channels, so that sums stay in registers while the positions go by. Whatever is in
@@ -25,8 +25,9 @@ from medseg.ops.kernels.workers import in_slabs
 
 __all__ = [
     "chunks_of",
-    "instance_norm",
-    "instance_norm_with_moments",
+    "group_norm",
+    "group_norm_with_moments",
+    "group_sums",
     "normalise",
     "numbers",
     "rows_of",
@@ -82,18 +83,20 @@ def rows_of(x_bcs: Tensor) -> Rows | None:
     return Rows(images, image_step, rows, row_step, channels) if row_step >= channels else None
 
 
-def instance_norm(
+def group_norm(
     x_bcs: Tensor,
+    groups: int,
     weight_c: Tensor | None,
     bias_c: Tensor | None,
     eps: float,
     negative_slope: float,
     inplace: bool,
 ) -> Tensor:
-    """The kernel of :func:`medseg.ops.norm.instance_norm`, with its arguments.
+    """The kernel of :func:`medseg.ops.norm.group_norm`, with its arguments.
 
     Args:
         x_bcs: float32 or bfloat16 on the CPU, channels-last.
+        groups: As there.
         weight_c: As there.
         bias_c: As there.
         eps: As there.
@@ -101,11 +104,12 @@ def instance_norm(
         inplace: Whether the result goes into ``x_bcs``.
     """
     y_bcs = x_bcs if inplace else advise_huge_pages(torch.empty_like(x_bcs))
-    return normalise(x_bcs, weight_c, bias_c, eps, negative_slope, y_bcs)
+    return normalise(x_bcs, groups, weight_c, bias_c, eps, negative_slope, y_bcs)
 
 
-def instance_norm_with_moments(
+def group_norm_with_moments(
     x_bcs: Tensor,
+    groups: int,
     weight_c: Tensor | None,
     bias_c: Tensor | None,
     eps: float,
@@ -115,22 +119,24 @@ def instance_norm_with_moments(
 
     Args:
         x_bcs: float32 or bfloat16 on the CPU, channels-last.
-        weight_c: As :func:`medseg.ops.norm.instance_norm` has it.
+        groups: As :func:`medseg.ops.norm.group_norm` has it.
+        weight_c: As there.
         bias_c: As there.
         eps: As there.
         negative_slope: As there.
 
     Returns:
-        The result, and float32 ``(b, 2, c)``: each map's mean and inverse deviation.
+        The result, and float32 ``(b, 2, c)``: mean and inverse deviation of each channel's group.
     """
     y_bcs = advise_huge_pages(torch.empty_like(x_bcs))
     moments_b2c = torch.empty(len(x_bcs), 2, x_bcs.shape[1], dtype=torch.float32)
-    normalise(x_bcs, weight_c, bias_c, eps, negative_slope, y_bcs, moments_b2c)
+    normalise(x_bcs, groups, weight_c, bias_c, eps, negative_slope, y_bcs, moments_b2c)
     return y_bcs, moments_b2c
 
 
 def normalise(
     x_bcs: Tensor,
+    groups: int,
     weight_c: Tensor | None,
     bias_c: Tensor | None,
     eps: float,
@@ -142,13 +148,15 @@ def normalise(
 
     Args:
         x_bcs: float32 or bfloat16 on the CPU, for which :func:`rows_of` gives rows.
+        groups: Number of groups of channels, which share mean and variance.
         weight_c: Factor of each channel, or None for one.
         bias_c: Added to each channel, or None for nothing.
         eps: Added to the variance.
         slope: Factor of negative results; 1 is no activation.
         y_bcs: As ``x_bcs``, of the same number type; may be the same tensor, or a slice of the
             channels of another.
-        moments_b2c: Where each map's mean and inverse deviation go, float32, if anywhere.
+        moments_b2c: Where mean and inverse deviation of each channel's group go, float32, if
+            anywhere.
 
     Returns:
         ``y_bcs``.
@@ -169,7 +177,7 @@ def normalise(
         _sum_chunks(x_at, walk, sums.ctypes.data, half, first, last)
 
     in_slabs(sum_slab, images * chunks, x_bcs.numel())
-    moments = _moments(sums.reshape(images, chunks, 3, channels), walk, eps)
+    moments = _moments(sums.reshape(images, chunks, 3, channels), walk, groups, eps)
     factors = np.empty((images, 3, channels), dtype=np.float32)
     with np.errstate(all="ignore"):
         if moments_b2c is not None:
@@ -205,14 +213,29 @@ def numbers(values_c: Tensor | None, absent: float) -> npt.NDArray[np.float64] |
     return array
 
 
+def group_sums(values_bc: npt.NDArray[np.float64], groups: int) -> npt.NDArray[np.float64]:
+    """Each channel's group's sum, ``(images, channels)``.
+
+    Args:
+        values_bc: A number of each channel of each image.
+        groups: Their number; divides that of the channels.
+    """
+    images, channels = values_bc.shape
+    if groups == channels:
+        return values_bc
+    sums: npt.NDArray[np.float64] = values_bc.reshape(images, groups, -1).sum(axis=2)
+    return sums.repeat(channels // groups, axis=1)
+
+
 def _moments(
-    sums: npt.NDArray[np.float32], walk: tuple[int, int, int, int], eps: float
+    sums: npt.NDArray[np.float32], walk: tuple[int, int, int, int], groups: int, eps: float
 ) -> npt.NDArray[np.float64]:
     """Mean and inverse deviation ``(images, 2, channels)`` of what each chunk summed.
 
     The deviations from a pivot within chunks, and of the chunks' means from the whole mean (Chan,
     Golub and LeVeque, 1979), so that a large mean costs no digits of the variance.
     """
+    size = sums.shape[-1] // groups
     chunks, chunk, rows, channels = walk
     counts = np.full((chunks, 1), chunk, dtype=np.float64)
     counts[-1] = rows - chunk * (chunks - 1)
@@ -223,9 +246,10 @@ def _moments(
         means = firsts / counts
         inner = squares - firsts * means
         means += pivots
-        moments[:, 0] = (counts * means).sum(axis=1) / rows
+        moments[:, 0] = group_sums((counts * means).sum(axis=1), groups) / (rows * size)
         outer = counts * (means - moments[:, :1]) ** 2
-        variance = np.maximum((inner + outer).sum(axis=1) / rows, 0)
+        whole = group_sums((inner + outer).sum(axis=1), groups) / (rows * size)
+        variance = np.maximum(whole, 0)
         moments[:, 1] = 1 / np.sqrt(variance + eps)
     return moments
 

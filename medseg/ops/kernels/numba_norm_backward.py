@@ -19,28 +19,30 @@ from torch import Tensor
 
 from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.layout import advise_huge_pages, memory_format_of
-from medseg.ops.kernels.numba_norm import chunks_of, numbers, rows_of
+from medseg.ops.kernels.numba_norm import chunks_of, group_sums, numbers, rows_of
 from medseg.ops.kernels.vectors import FEW, MANY, Vectors
 from medseg.ops.kernels.workers import in_slabs
 
-__all__ = ["instance_norm_backward"]
+__all__ = ["group_norm_backward"]
 
 
-def instance_norm_backward(
+def group_norm_backward(
     x_bcs: Tensor,
     dy_bcs: Tensor,
     moments_b2c: Tensor,
+    groups: int,
     weight_c: Tensor | None,
     bias_c: Tensor | None,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`medseg.ops.norm.instance_norm`.
+    """Gradients of :func:`medseg.ops.norm.group_norm`.
 
     Args:
         x_bcs: Its input, float32 or bfloat16 on the CPU, channels-last.
         dy_bcs: Gradient of its result, of the same type; laid out anew unless it is in rows of
             channels, as a slice of the channels of a channels-last tensor is.
-        moments_b2c: Each map's mean and inverse deviation, float32.
+        moments_b2c: Mean and inverse deviation of each channel's group, float32.
+        groups: As the function had it.
         weight_c: As the function had it.
         bias_c: As the function had it.
         negative_slope: As the function had it.
@@ -71,7 +73,8 @@ def instance_norm_backward(
     moments = moments_b2c.numpy().astype(np.float64)
     mean, inverse = moments[:, 0], moments[:, 1]
     with np.errstate(all="ignore"):
-        factor = numbers(weight_c, 1.0) * inverse
+        weight = numbers(weight_c, 1.0)
+        factor = weight * inverse
         factors[:, 0], factors[:, 1], factors[:, 2] = mean, factor, numbers(bias_c, 0.0)
     sums = np.empty((images * chunks, 2, channels), dtype=np.float32)
 
@@ -94,8 +97,9 @@ def instance_norm_backward(
     with np.errstate(all="ignore"):
         whole = sums.reshape(images, chunks, 2, channels).sum(axis=1, dtype=np.float64)
         plain, centred = whole[:, 0], whole[:, 1]
-        factors[:, 3] = -factor * inverse**2 * centred / rows
-        factors[:, 4] = -factor * plain / rows
+        shared = rows * (channels // groups)
+        factors[:, 3] = -(inverse**3) * group_sums(weight * centred, groups) / shared
+        factors[:, 4] = -inverse * group_sums(weight * plain, groups) / shared
         weight_gradient = (centred * inverse).sum(axis=0).astype(np.float32)
         bias_gradient = plain.sum(axis=0).astype(np.float32)
 
