@@ -74,7 +74,7 @@ class InferenceNumerics:
     def arrange(self, x_bcijk: Tensor) -> Tensor:
         """A five-dimensional tensor in the chosen layout; the same one if it has it already."""
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
-        return x_bcijk.contiguous(memory_format=layout)
+        return x_bcijk.to(memory_format=layout)
 
     def arrange_network(self, network: nn.Module) -> nn.Module:
         """The network with its weights in the chosen layout; the same object."""
@@ -343,7 +343,7 @@ class _Probe:
         precision, channels_last = candidate
         arrange_weights(self._trial, channels_last=channels_last)
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-        x_bcijk = x_bcijk.contiguous(memory_format=layout)
+        x_bcijk = x_bcijk.to(memory_format=layout)
         with torch.inference_mode(), autocast_to(precision, self.device):
             logits_bnijk = self._trial(x_bcijk)
         if self.device.type == "cuda":

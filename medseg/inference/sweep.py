@@ -175,7 +175,7 @@ class Group:
     def arranged(self, x_bcijk: Tensor) -> Tensor:
         """A batch of windows in the layout that the networks run in."""
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
-        return x_bcijk.contiguous(memory_format=layout)
+        return x_bcijk.to(memory_format=layout)
 
     def answer(self, x_bcijk: Tensor, progress: Progress) -> Tensor:
         """Mean logits of all networks and mirrorings.

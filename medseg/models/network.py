@@ -206,7 +206,7 @@ def arrange_weights(network: nn.Module, *, channels_last: bool) -> None:
     for weight in network.parameters():
         if weight.ndim in layouts:
             layout = layouts[weight.ndim] if channels_last else torch.contiguous_format
-            weight.data = weight.data.contiguous(memory_format=layout)
+            weight.data = weight.data.to(memory_format=layout)
 
 
 def halving_weights(heads: int) -> tuple[float, ...]:

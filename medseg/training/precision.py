@@ -43,7 +43,9 @@ class Numerics:
     def arrange(self, x: Tensor) -> Tensor:
         """A five-dimensional tensor in the chosen layout."""
         layout = torch.channels_last_3d if self.channels_last else torch.contiguous_format
-        return x.contiguous(memory_format=layout)
+        # not contiguous(): it leaves an image of one channel with the strides that it has, from
+        # which the first convolution, and all after it, would go on in the other layout
+        return x.to(memory_format=layout)
 
     def arrange_network(self, network: nn.Module) -> nn.Module:
         """The network with its weights in the chosen layout; the same object."""

@@ -59,6 +59,16 @@ def test_fp16_on_a_cpu_is_refused():
         choose(precision="fp16")
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_an_image_of_one_channel_goes_on_in_the_chosen_layout(channels_last):
+    """Its strides may be called either layout's; convolutions go by them."""
+    chosen = Numerics("fp32", channels_last=channels_last)
+    network = chosen.arrange_network(nn.Conv3d(1, 4, 3))
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    for x in (torch.randn(2, 1, 6, 6, 6), torch.randn(2, 6, 6, 6, 1).permute(0, 4, 1, 2, 3)):
+        assert network(chosen.arrange(x)).is_contiguous(memory_format=layout)
+
+
 def test_numerics_arrange_tensors_and_networks():
     x = torch.randn(2, 3, 4, 4, 4)
     last = Numerics("bf16", channels_last=True)

@@ -32,7 +32,7 @@ def weight_gradient(x_bcijk: Tensor, dy_bcijk: Tensor, kernel: int) -> Tensor:
     Returns:
         float32 ``(c, 1, kernel, kernel, kernel)``.
     """
-    dy_bcijk = dy_bcijk.contiguous(memory_format=torch.channels_last_3d)
+    dy_bcijk = dy_bcijk.to(memory_format=torch.channels_last_3d)
     x, dy = (values.permute(0, 2, 3, 4, 1).detach().numpy() for values in (x_bcijk, dy_bcijk))
     images, extent, channels = x.shape[0], x.shape[1], x.shape[4]
     slabs = min(extent, _SLABS_OF_AN_IMAGE)
