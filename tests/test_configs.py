@@ -41,6 +41,7 @@ def test_a_configuration_is_complete_and_its_network_takes_its_windows(name: str
     settings = load_settings(path)
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert settings.name == name
+    # NETWORK_DATASET, but for the packaged model, which keeps the name it was shipped under
     network_name = "revunet" if name == "reversible_hippocampus" else name.split("_", maxsplit=1)[0]
     assert settings.network.name == network_name
     complete = complete_settings(settings)

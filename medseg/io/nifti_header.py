@@ -4,10 +4,13 @@ Convention:
     The sform gives the affine if its code is above 0, else the qform if its code is above 0, else
     the axes are taken as nibabel takes them without any (voxel sizes along L, A, S from the centre
     of the image), with a note. Read for NIfTI-1 and NIfTI-2, in either byte order.
+
+    One kind of sform is not believed in full: see :func:`header_grid`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,15 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
 def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]:
     """The grid that a header describes, with notes on how it was found.
 
+    Some converters wrote an sform that holds directions alone: every column is an axis of exactly
+    1 mm, no qform is set, and the voxel size is in ``pixdim`` (the released ACDC files, of 1.37 x
+    1.37 x 10 mm, are so). Only for a header that is all of that, and whose ``pixdim`` differs from
+    1 mm, the voxel size is that of ``pixdim``, with a note. Directions and the place of voxel
+    (0, 0, 0) stay those of the sform, and ITK reads such a file likewise. A result repeats
+    the header's own fields, so that it is read back on the same grid and overlays its image in
+    programs that take the sform as in those that take ``pixdim``. Any other sform stands as it is:
+    one that is not a signed permutation, or beside a qform, has its size on purpose.
+
     Raises:
         GeometryError: If the affine cannot be right, is sheared or not in millimetres.
     """
@@ -149,8 +161,17 @@ def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]
     sform = header.fields.get_sform() if int(header.fields["sform_code"]) > 0 else None
     qform, problem = _qform(header) if int(header.fields["qform_code"]) > 0 else (None, "")
     if sform is not None:
-        grid, notes = checked_grid(str(path), header.shape_ijk, sform)
         stated = f"geometry from the sform (code {int(header.fields['sform_code'])})"
+        sizes_mm = _lost_sizes_mm(header, sform)
+        if sizes_mm is not None:
+            sized = sform @ np.diag([*sizes_mm, 1.0])
+            grid, notes = checked_grid(str(path), header.shape_ijk, sized)
+            lost = (
+                f"voxel size from pixdim ({_millimetres(sizes_mm)}), because the sform has lost "
+                "it: it says 1 mm on every axis, and no qform is set"
+            )
+            return grid, (stated, lost, *notes)
+        grid, notes = checked_grid(str(path), header.shape_ijk, sform)
         stated_otherwise = _pixdim_notes(grid, header)
         return grid, (stated, *stated_otherwise, *_qform_notes(grid, qform, problem), *notes)
     if problem:
@@ -308,21 +329,41 @@ def _qform(header: NiftiHeader) -> tuple[FloatArray | None, str]:
     return affine, ""
 
 
+def _lost_sizes_mm(header: NiftiHeader, sform: FloatArray) -> tuple[float, ...] | None:
+    """The voxel size in pixdim where the sform holds directions alone, else None."""
+    axes = np.abs(sform[:3, :3])
+    is_unit = (
+        np.isin(axes, (0.0, 1.0)).all() and (axes.sum(0) == 1).all() and (axes.sum(1) == 1).all()
+    )
+    if not is_unit or int(header.fields["qform_code"]) > 0:
+        return None
+    sizes_mm = _pixdim_mm(header)
+    usable = all(np.isfinite(size) and size > 0 for size in sizes_mm)
+    return sizes_mm if usable and _sizes_differ(sizes_mm, (1.0, 1.0, 1.0)) else None
+
+
 def _pixdim_notes(grid: Grid, header: NiftiHeader) -> tuple[str, ...]:
-    # files exist whose sform says 1 mm everywhere, because a converter lost the voxel size there
-    pixdim_mm = [abs(float(size)) for size in header.fields["pixdim"][1:4]]
-    if min(pixdim_mm) == 0 or all(
-        abs(size - step) <= _SIZES_DIFFER * step
-        for size, step in zip(pixdim_mm, grid.spacing_mm, strict=True)
-    ):
+    sizes_mm = _pixdim_mm(header)
+    if min(sizes_mm) == 0 or not _sizes_differ(sizes_mm, grid.spacing_mm):
         return ()
-    sizes, steps = (
-        " x ".join(f"{one:g}" for one in numbers) for numbers in (pixdim_mm, grid.spacing_mm)
-    )
     return (
-        f"the voxel size in pixdim ({sizes} mm) is not that of the sform ({steps} mm), which was "
-        "taken: spacing and volumes are wrong if the sform is",
+        f"the voxel size in pixdim ({_millimetres(sizes_mm)}) is not that of the sform "
+        f"({_millimetres(grid.spacing_mm)}), which was taken: spacing and volumes are wrong if the "
+        "sform is",
     )
+
+
+def _pixdim_mm(header: NiftiHeader) -> tuple[float, ...]:
+    return tuple(abs(float(size)) for size in header.fields["pixdim"][1:4])
+
+
+def _sizes_differ(sizes_mm: Sequence[float], steps_mm: Sequence[float]) -> bool:
+    pairs = zip(sizes_mm, steps_mm, strict=True)
+    return not all(abs(size - step) <= _SIZES_DIFFER * step for size, step in pairs)
+
+
+def _millimetres(sizes_mm: Sequence[float]) -> str:
+    return " x ".join(f"{size:g}" for size in sizes_mm) + " mm"
 
 
 def _qform_notes(grid: Grid, qform: FloatArray | None, problem: str) -> tuple[str, ...]:

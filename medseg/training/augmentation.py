@@ -17,6 +17,7 @@ __all__ = [
     "AugmentationSettings",
     "SpatialPlan",
     "check_flips",
+    "check_mirror_axes",
     "left_right_axis",
     "mirrored_classes",
     "preset",
@@ -279,6 +280,48 @@ def check_flips(settings: AugmentationSettings, scheme: LabelScheme, orientation
             found=f"{alone[0]!r} alone" if alone else f"orientation {orientation}",
             remedy="take the axis out of flip_axes, or set flip_laterality to allow",
             code="flip-laterality",
+        )
+
+
+def check_mirror_axes(
+    settings: AugmentationSettings,
+    scheme: LabelScheme,
+    orientation: str,
+    mirror_axes: Sequence[str],
+) -> None:
+    """Refuse test-time mirroring, ``inputs.mirror_axes``, of what training never showed.
+
+    Args:
+        settings: What training mirrors.
+        scheme: What is segmented.
+        orientation: Of the axes, such as ``RAS``.
+        mirror_axes: Axes, ``i``, ``j`` or ``k``, along which the trained model will be mirrored.
+
+    Raises:
+        ConfigError: ``mirror-axes`` if training does not mirror one of them, or if classes change
+            sides along it, which test-time mirroring does not undo.
+    """
+    trained = settings.flip_axes if settings.flip_probability else ()
+    strange = [axis for axis in mirror_axes if "ijk".index(axis) not in trained]
+    if strange:
+        raise ConfigError(
+            "inputs.mirror_axes",
+            expected="axes that training mirrors: "
+            + (", ".join("ijk"[axis] for axis in sorted(trained)) or "none"),
+            found=", ".join(strange),
+            remedy="take them out, or set training.augmentation.flip_axes and flip_probability",
+            code="mirror-axes",
+        )
+    axis = left_right_axis(orientation)
+    swaps = settings.flip_laterality == "swap" and axis is not None and mirrored_classes(scheme)
+    if swaps and axis is not None and "ijk"[axis] in mirror_axes:
+        raise ConfigError(
+            "inputs.mirror_axes",
+            expected="no axis between left and right, since flip_laterality is swap: classes that "
+            "changed sides in training would be put on the wrong side",
+            found="ijk"[axis],
+            remedy="take the axis out",
+            code="mirror-axes",
         )
 
 

@@ -376,9 +376,8 @@ class Planner:
         shortest, *others = sorted(self.geometry.median_ijk)
         if (self.fingerprint.spacings_mm("RAS") == 1.0).all() and 3 * shortest < min(others):
             notes.append(
-                "every case says 1 mm on every axis and has few slices: the affine may have lost "
-                "the voxel size, as in released ACDC files; then set spacing_mm to null, or repair "
-                "the headers and plan again"
+                "every case says 1 mm on every axis and has few slices: the files may have lost "
+                "the voxel size; then set spacing_mm to null, or repair the headers and plan again"
             )
         if self.network == "revunet" and self.geometry.thick_axis is not None:
             notes.append(

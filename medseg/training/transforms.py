@@ -33,6 +33,7 @@ from medseg.ops.affine_sample import affine_sample
 from medseg.training.augmentation import (
     AugmentationSettings,
     check_flips,
+    check_mirror_axes,
     left_right_axis,
     mirrored_classes,
     spatial_plan,
@@ -156,9 +157,12 @@ def training_transforms(
         augmentation: What is changed at random.
 
     Raises:
-        ConfigError: If mirroring would teach left for right.
+        ConfigError: If mirroring would teach left for right, or prediction would mirror what
+            training does not.
     """
-    check_flips(augmentation, read.scheme, read.inputs.orientation)
+    inputs = read.inputs
+    check_flips(augmentation, read.scheme, inputs.orientation)
+    check_mirror_axes(augmentation, read.scheme, inputs.orientation, inputs.mirror_axes)
     i, j, k = patch_ijk
     chosen: list[Transform] = [
         RandPatch(

@@ -754,18 +754,110 @@ def test_a_small_rotation_is_written_as_exactly_as_a_large_one(tmp_path):
         assert read_nifti(tmp_path / "a.nii").volume.grid.distance_mm(grid) < 0.01
 
 
-def test_a_voxel_size_that_contradicts_the_sform_is_noted(tmp_path):
-    """As in the released ACDC files, whose sform says 1 mm on every axis."""
-    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([-1.0, -1.0, 1.0, 1.0]))
-    image.set_qform(None, code=0)
-    image.header["pixdim"][1:4] = (1.367, 1.367, 10)
-    path = tmp_path / "heart.nii.gz"
+def heart(path, sform, pixdim, *, qform_code=0):
+    """A file whose sform and pixdim are set apart from each other, which nibabel would not do."""
+    data = np.arange(120, dtype=np.float32).reshape(4, 5, 6)
+    image = nibabel.Nifti1Image(data, np.asarray(sform, float))
+    image.set_sform(sform, code=2)
+    image.set_qform(sform if qform_code else None, code=qform_code)
+    image.header["pixdim"][1:4] = pixdim
     nibabel.save(image, path)
-    stored = nibabel.load(path).header
-    assert stored["pixdim"][3] == 10
+    stored = nibabel.Nifti1Header(path.read_bytes()[:348], check=False)
+    np.testing.assert_array_equal(stored["pixdim"][1:4], np.float32(pixdim))
+    assert (int(stored["sform_code"]), int(stored["qform_code"])) == (2, qform_code)
+    return path
+
+
+SIZES_MM = (1.25, 1.5, 10.0)
+SIGNED_PERMUTATIONS = [
+    np.eye(3)[list(order)] * signs
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((-1.0, 1.0), repeat=3)
+]
+
+
+def itk_affine_ras(path):
+    image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return RAS_FROM_LPS @ affine
+
+
+def test_where_an_sform_of_unit_axes_has_lost_the_voxel_size_pixdim_gives_it_as_in_itk(tmp_path):
+    """As in the released ACDC files, in every direction that such an sform can state."""
+    for number, axes in enumerate(SIGNED_PERMUTATIONS):
+        sform = np.eye(4)
+        sform[:3] = np.column_stack([axes, (5.0, -7.0, 11.0)])
+        path = heart(tmp_path / f"{number}.nii", sform, SIZES_MM)
+        scan = read_nifti(path)
+        grid = scan.volume.grid
+        assert grid.spacing_mm == SIZES_MM
+        np.testing.assert_array_equal(grid.affine_ras[:3, :3], axes * SIZES_MM)
+        np.testing.assert_allclose(grid.affine_ras, itk_affine_ras(path), atol=1e-5)
+        assert (
+            "voxel size from pixdim (1.25 x 1.5 x 10 mm), because the sform has lost it"
+            in scan.notes[1]
+        )
+
+
+def test_a_result_for_an_image_of_lost_voxel_size_is_read_on_its_grid_by_everyone(tmp_path):
+    path = heart(tmp_path / "heart.nii", np.diag([-1.0, -1.0, 1.0, 1.0]), SIZES_MM)
     scan = read_nifti(path)
+    out = tmp_path / "labels.nii.gz"
+    write_nifti_labels(labels_on(scan.volume.grid), out, scan.source)
+    np.testing.assert_array_equal(
+        read_nifti(out).volume.grid.affine_ras, scan.volume.grid.affine_ras
+    )
+    image, labels = nibabel.load(path), nibabel.load(out)
+    np.testing.assert_array_equal(labels.affine, image.affine)
+    np.testing.assert_array_equal(itk_affine_ras(out), itk_affine_ras(path))
+    for field in GEOMETRY_FIELDS:
+        np.testing.assert_array_equal(labels.header[field], image.header[field])
+
+
+TILTED = np.eye(4)
+TILTED[:3, :3] = rotation((1.0, 0.1, -0.05, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("sform", "pixdim", "qform_code"),
+    [
+        (np.diag([-1.0, -1.0, 1.0, 1.0]), SIZES_MM, 1),
+        (TILTED, SIZES_MM, 0),
+        (np.diag([-1.0, -1.0, 1.001, 1.0]), SIZES_MM, 0),
+        (np.diag([-2.0, -2.0, 2.0, 1.0]), SIZES_MM, 0),
+        (np.eye(4), (np.inf, 1.5, 10.0), 0),
+    ],
+    ids=["a qform beside it", "oblique", "almost 1 mm", "2 mm", "no size in pixdim"],
+)
+def test_any_other_sform_that_contradicts_pixdim_stands_with_a_note(
+    tmp_path, sform, pixdim, qform_code
+):
+    path = heart(tmp_path / "a.nii", sform, pixdim, qform_code=qform_code)
+    scan = read_nifti(path)
+    np.testing.assert_array_equal(scan.volume.grid.affine_ras, np.float32(sform))
+    assert any("mm) is not that of the sform" in note for note in scan.notes)
+
+
+@pytest.mark.parametrize("pixdim", [(1.0, 1.0, 1.0), (1.0, 1.005, 0.995), (1.0, 0.0, 10.0)])
+def test_an_sform_of_unit_axes_stands_where_pixdim_says_the_same_or_nothing(tmp_path, pixdim):
+    scan = read_nifti(heart(tmp_path / "a.nii", np.eye(4), pixdim))
     assert scan.volume.grid.spacing_mm == (1, 1, 1)
-    assert any("pixdim (1.367 x 1.367 x 10 mm) is not that of the sform" in n for n in scan.notes)
+    assert not any("pixdim" in note for note in scan.notes)
+
+
+@pytest.mark.shared_data
+def test_real_cardiac_mr_is_read_with_the_voxel_size_that_itk_reads(shared_data):
+    paths = sorted((shared_data / "02_acdc" / "training").glob("*/*_gt.nii.gz"))
+    assert len(paths) == 30
+    for path in paths:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        spacing_mm = read_nifti(path).volume.grid.spacing_mm
+        np.testing.assert_allclose(spacing_mm, reader.GetSpacing(), rtol=1e-6)
+        assert spacing_mm[2] >= 5.0 > spacing_mm[0] > 1.3
 
 
 def test_a_voxel_size_that_agrees_with_the_sform_is_not_noted(tmp_path):

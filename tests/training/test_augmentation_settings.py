@@ -10,6 +10,7 @@ from medseg.training.augmentation import (
     PRESETS,
     AugmentationSettings,
     check_flips,
+    check_mirror_axes,
     left_right_axis,
     mirrored_classes,
     preset,
@@ -140,3 +141,29 @@ def test_mirroring_is_accepted_where_it_teaches_nothing_wrong():
     check_flips(NNUNET.replaced(flip_laterality="allow"), ALONE, "RAS")
     assert left_right_axis("SPL") == 2
     assert left_right_axis(SLICES_LAST) is None
+
+
+LIVER = LabelScheme.plain("none", {1: "liver"})
+
+
+def test_prediction_may_mirror_what_training_mirrors_and_less():
+    check_mirror_axes(NNUNET, LIVER, "RAS", ("i", "j", "k"))
+    check_mirror_axes(NNUNET.replaced(flip_axes=(1, 2)), PAIR, "RAS", ("k",))
+    check_mirror_axes(NNUNET.replaced(flip_laterality="swap"), PAIR, "RAS", ("j", "k"))
+    check_mirror_axes(NNUNET.replaced(flip_laterality="swap"), LIVER, "RAS", ("i",))
+    check_mirror_axes(NNUNET.replaced(flip_laterality="allow"), PAIR, "RAS", ("i",))
+    check_mirror_axes(NNUNET.replaced(flip_probability=0.0), LIVER, "RAS", ())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"flip_axes": (0, 2)}, r"axes that training mirrors: i, k, found j;"),
+        ({"flip_probability": 0.0}, r"axes that training mirrors: none, found i, j;"),
+        ({"flip_laterality": "swap"}, r"since flip_laterality is swap.* found i"),
+    ],
+)
+def test_prediction_that_would_mirror_what_training_never_showed_is_refused(change, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_mirror_axes(NNUNET.replaced(**change), PAIR, "RAS", ("i", "j"))
+    assert caught.value.code == "mirror-axes"

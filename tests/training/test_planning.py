@@ -267,7 +267,7 @@ def test_a_structure_that_no_case_shows_is_noted() -> None:
 
 def test_files_that_have_lost_their_voxel_size_are_suspected() -> None:
     lost = planner(fingerprint([(220, 240, 9)] * 4, [(1.0, 1.0, 1.0)] * 4)).plan(1e12)
-    assert "the affine may have lost the voxel size" in lost.notes[0]
+    assert "the files may have lost the voxel size" in lost.notes[0]
     for spacing in ((1.0, 1.0, 8.0), (1.5, 1.5, 1.5)):
         assert not planner(fingerprint([(220, 240, 9)] * 4, [spacing] * 4)).plan(1e12).notes
 

@@ -395,6 +395,19 @@ def test_presets_draw_patches_that_depend_on_the_seed_alone(name):
     assert any(not torch.equal(a[IMAGE], b[IMAGE]) for a, b in zip(*drawn[:2], strict=True))
 
 
+def test_training_refuses_that_prediction_mirrors_what_it_does_not():
+    inputs = reader().inputs.model_copy(update={"mirror_axes": ("j",)})
+    read = ReadCase(inputs, LabelScheme.plain("made", {1: "one"}))
+    with pytest.raises(ConfigError, match=r"inputs.mirror_axes: .*training mirrors: i, k"):
+        training_transforms(
+            read,
+            (12, 12, 12),
+            samples_per_case=1,
+            foreground_share=0,
+            augmentation=NNUNET.replaced(flip_axes=(0, 2)),
+        )
+
+
 def test_training_refuses_to_mirror_sides():
     read = reader(names={1: "left kidney", 2: "right kidney"})
     with pytest.raises(ConfigError, match="no axis between left and right"):
