@@ -1,13 +1,14 @@
-"""Instance norm with leaky ReLU of channels-last maps beside PyTorch's, and what neU-Net gains.
+"""Normalisation and depthwise convolution in training beside PyTorch's, and what networks gain.
 
-First the operation: forward, and forward with backward, beside PyTorch's instance_norm and beside
-group_norm with one group per channel, each with leaky_relu after it. Then one training step of the
-network of configs/neunet_hippocampus.yaml on a batch of its patches, in float32 with the optimiser,
-beside the same network with PyTorch's modules, in either layout. All sides get the same numbers in
-the same number of threads and must agree before anything is timed. The repetitions go round: every
-side once, then all again; printed is the median.
+First the operations on channels-last maps: instance norm with leaky ReLU and group norm with ReLU,
+forward and forward with backward, beside PyTorch's with the activation after them; and a depthwise
+convolution, forward with backward, beside ``nn.Conv3d``. Then one training step of the networks of
+two configurations on a batch of their patches, in float32 with the optimiser, beside the same
+networks with PyTorch's modules, in either layout. All sides get the same numbers in the same number
+of threads and must agree before anything is timed. The repetitions go round: every side once, then
+all again; printed is the median.
 
-    python -m benchmarks.instance_norm [--repeats N] [--threads N] [--only operation|network]
+    python -m benchmarks.training_operators [--repeats N] [--threads N] [--only operations|networks]
 
 Exits with 1 if the sides disagree.
 """
@@ -30,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.models.table import build_volume_network
-from medseg.ops.norm import InstanceNorm, instance_norm
+from medseg.ops.depthwise import DepthwiseConv3d
+from medseg.ops.norm import GroupNorm, InstanceNorm, group_norm, instance_norm
 from medseg.training.losses import LossOptions, build_loss
 from medseg.training.precision import Numerics
 from medseg.training.settings import RunSettings, load_settings
@@ -38,9 +40,11 @@ from medseg.training.step import build_optimizer
 from pipelines.shipped import find_config
 from pipelines.tables import print_table
 
-CONFIG = "neunet_hippocampus"
+CONFIGS = ("neunet_hippocampus", "reversible_hippocampus")
 SHAPES = [(1, 32, 64, 96, 96), (1, 128, 16, 24, 24)]
+DEPTHWISE_SHAPES = [(2, 16, 40, 56, 40), (2, 48, 20, 28, 20), (2, 160, 5, 7, 5)]
 SLOPE = 0.01
+GROUPS = 4
 # largest difference over the largest number; the weights' gradients are sums over all positions
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 # results so near zero get no gradient
@@ -74,10 +78,23 @@ def by_instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias), SLOPE, inplace=True)
 
 
-SIDES: dict[str, Norm] = {
-    "medseg": partial(instance_norm, negative_slope=SLOPE),
-    "group_norm + leaky_relu": by_group_norm,
-    "instance_norm + leaky_relu": by_instance_norm,
+def our_groups(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Group norm with ReLU in one pass."""
+    return group_norm(x, GROUPS, weight, bias, negative_slope=0.0)
+
+
+def their_groups(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """PyTorch's own."""
+    return F.relu(F.group_norm(x, GROUPS, weight, bias), inplace=True)
+
+
+SIDES: dict[str, dict[str, Norm]] = {
+    "instance": {
+        "medseg": partial(instance_norm, negative_slope=SLOPE),
+        "group_norm + leaky_relu": by_group_norm,
+        "instance_norm + leaky_relu": by_instance_norm,
+    },
+    f"{GROUPS} groups": {"medseg": our_groups, "group_norm + relu": their_groups},
 }
 
 
@@ -145,8 +162,8 @@ def measure(
     ]
 
 
-def operation(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[Row]:
-    """Both works of one shape and number type; weights are float32, as autocast leaves them.
+def normalisation(kind: str, shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[Row]:
+    """Both works of one norm, shape and number type; weights are float32, as autocast leaves them.
 
     Raises:
         ArithmeticError: If a side disagrees.
@@ -158,15 +175,17 @@ def operation(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[
     )
     weight, bias = 1 + 0.2 * torch.randn(2, shape[1], generator=noise)
     # where the activation bends, a last digit decides which of its slopes counts
-    normed = F.group_norm(x.double(), shape[1], weight.double(), bias.double())
+    groups = shape[1] if kind == "instance" else GROUPS
+    normed = F.group_norm(x.double(), groups, weight.double(), bias.double())
     dy[normed.abs() < NEAR_ZERO[dtype]] = 0
     del normed
-    case = f"{shape[1]} channels, {'x'.join(str(extent) for extent in shape[2:])}"
+    case = f"{kind}, {in_words(shape)}"
+    sides = SIDES[kind]
     forwards: dict[str, Work] = {
-        name: partial(forward, norm, x, weight, bias) for name, norm in SIDES.items()
+        name: partial(forward, norm, x, weight, bias) for name, norm in sides.items()
     }
     backwards: dict[str, Work] = {
-        name: partial(both, norm, x, weight, bias, dy) for name, norm in SIDES.items()
+        name: partial(both, norm, x, weight, bias, dy) for name, norm in sides.items()
     }
     return [
         *measure(case, dtype, "forward", forwards, repeats),
@@ -174,23 +193,72 @@ def operation(shape: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[
     ]
 
 
+def depthwise(shape: tuple[int, ...], repeats: int) -> list[Row]:
+    """Forward with backward of a depthwise convolution in float32.
+
+    Raises:
+        ArithmeticError: If the sides disagree.
+    """
+    noise = torch.Generator().manual_seed(0)
+    x, dy = (
+        torch.randn(shape, generator=noise).to(memory_format=torch.channels_last_3d)
+        for _ in range(2)
+    )
+    x.requires_grad_()
+    ours = DepthwiseConv3d(shape[1])
+    theirs = nn.Conv3d(shape[1], shape[1], 3, padding=1, groups=shape[1], bias=False)
+    theirs.load_state_dict(ours.state_dict())
+
+    def gradients(conv: nn.Module) -> Sequence[Tensor]:
+        return torch.autograd.grad(conv(x), [x, *conv.parameters()], dy)
+
+    sides: dict[str, Work] = {
+        "medseg": partial(gradients, ours),
+        "nn.Conv3d": partial(gradients, theirs),
+    }
+    case = f"depthwise, {shape[0]} of {in_words(shape)}"
+    return measure(case, torch.float32, "forward and backward", sides, repeats)
+
+
+def in_words(shape: tuple[int, ...]) -> str:
+    """Such as ``32 channels, 64x96x96``."""
+    return f"{shape[1]} channels, {'x'.join(str(extent) for extent in shape[2:])}"
+
+
 def with_modules(network: nn.Module, kind: str) -> nn.Module:
-    """A copy with PyTorch's normalisation and activation; weights in the same order."""
+    """A copy with PyTorch's modules for ours; weights in the same order.
+
+    Args:
+        network: Of ours.
+        kind: What stands in for instance norm, ``GroupNorm`` or ``InstanceNorm3d``.
+    """
     changed = copy.deepcopy(network)
     for parent in list(changed.modules()):
         for name, own in list(parent.named_children()):
-            if not isinstance(own, InstanceNorm):
-                continue
-            channels, eps = own.num_features, own.eps
-            norm = (
-                nn.GroupNorm(channels, channels, eps)
-                if kind == "GroupNorm"
-                else nn.InstanceNorm3d(channels, eps, affine=True)
-            )
-            norm.load_state_dict(own.state_dict())
-            activation = nn.LeakyReLU(own.negative_slope, inplace=True)
-            setattr(parent, name, nn.Sequential(norm, activation))
+            theirs = _theirs(own, kind)
+            if theirs is not None:
+                theirs.load_state_dict(own.state_dict())
+                slope = getattr(own, "negative_slope", 1.0)
+                if slope != 1:
+                    theirs = nn.Sequential(theirs, nn.LeakyReLU(slope, inplace=True))
+                setattr(parent, name, theirs)
     return changed
+
+
+def _theirs(own: nn.Module, kind: str) -> nn.Module | None:
+    if isinstance(own, GroupNorm):
+        return nn.GroupNorm(own.num_groups, own.num_channels, own.eps)
+    if isinstance(own, DepthwiseConv3d):
+        channels, kernel = own.in_channels, own.kernel_size[0]
+        return nn.Conv3d(
+            channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
+        )
+    if isinstance(own, InstanceNorm):
+        channels = own.num_features
+        if kind == "GroupNorm":
+            return nn.GroupNorm(channels, channels, own.eps)
+        return nn.InstanceNorm3d(channels, own.eps, affine=True)
+    return None
 
 
 def training_step(
@@ -229,13 +297,13 @@ def training_step(
     return joined, step
 
 
-def training_steps(repeats: int) -> list[Row]:
-    """The network of the configuration, its norms ours and PyTorch's.
+def training_steps(config: str, repeats: int) -> list[Row]:
+    """The network of a configuration, of our modules and of PyTorch's.
 
     Raises:
         ArithmeticError: If gradients disagree.
     """
-    settings = load_settings(find_config(CONFIG))
+    settings = load_settings(find_config(config))
     torch.manual_seed(0)
     classes = 1 + len(settings.scheme().values)
     channels = {"in_channels": len(settings.inputs.channels), "out_channels": classes}
@@ -243,6 +311,7 @@ def training_steps(repeats: int) -> list[Row]:
         update={"settings": {**settings.network.settings, **channels}}
     )
     network = build_volume_network(choice, settings.inputs)
+    has_instance_norm = any(isinstance(module, InstanceNorm) for module in network.modules())
     sides = {
         f"{name}, {'channels last' if channels_last else 'contiguous'}": training_step(
             copy.deepcopy(network) if kind is None else with_modules(network, kind),
@@ -251,14 +320,15 @@ def training_steps(repeats: int) -> list[Row]:
         )
         for name, kind in (
             ("medseg", None),
-            ("GroupNorm + LeakyReLU", "GroupNorm"),
-            ("InstanceNorm3d + LeakyReLU", "InstanceNorm3d"),
+            ("PyTorch, GroupNorm", "GroupNorm"),
+            ("PyTorch, InstanceNorm3d", "InstanceNorm3d"),
         )
+        if kind != "InstanceNorm3d" or has_instance_norm
         for channels_last in (True, False)
     }
     batch, patch = settings.training.batch_size, settings.patch_ijk
     return measure(
-        f"{CONFIG}, {batch} of {'x'.join(str(extent) for extent in patch)}",
+        f"{config}, {batch} of {'x'.join(str(extent) for extent in patch)}",
         torch.float32,
         "training step",
         {name: step for name, (_, step) in sides.items()},
@@ -272,18 +342,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", choices=("operation", "network"), help="one part")
+    parser.add_argument("--only", choices=("operations", "networks"), help="one part")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
     try:
-        if arguments.only != "network":
-            for shape in SHAPES:
-                for dtype in TOLERANCES:
-                    rows += operation(shape, dtype, arguments.repeats)
-        if arguments.only != "operation":
-            rows += training_steps(arguments.repeats)
+        if arguments.only != "networks":
+            for kind in SIDES:
+                for shape in SHAPES:
+                    for dtype in TOLERANCES:
+                        rows += normalisation(kind, shape, dtype, arguments.repeats)
+            for shape in DEPTHWISE_SHAPES:
+                rows += depthwise(shape, arguments.repeats)
+        if arguments.only != "operations":
+            for config in CONFIGS:
+                rows += training_steps(config, arguments.repeats)
     except ArithmeticError as error:
         sys.exit(str(error))
     print_table(
