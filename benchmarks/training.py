@@ -4,7 +4,8 @@ nnU-Net plans and prepares the cases; batch, patch and network in its plan are t
 those that it plans for the hippocampus cases of the Decathlon, and its trainer makes steps with its
 own data loading and augmentation. medseg trains the same network (``PlainConvUNet``) with its own
 loading, loss and step, in the precision and layout that it measures to be fastest. Both use all
-cores. The least and the middle duration of a step are printed, after steps to warm up that are not
+cores. Normalisation and activation of medseg's side are its own operator, of the same weights and
+values. The least and the middle duration of a step are printed, after steps to warm up that are not
 counted, and the ratio of the middle ones. The augmentations are alike in kind, not equal.
 
 nnU-Net runs in an environment of its own, named by its Python:
@@ -45,6 +46,7 @@ from medseg.events import Silent
 from medseg.io.writing import write_volume
 from medseg.models.card import Channel, InputSettings
 from medseg.models.network import SegmentationNetwork, halving_weights
+from medseg.ops.norm import InstanceNorm
 from medseg.training.augmentation import PRESETS
 from medseg.training.batches import StepBatches
 from medseg.training.cases import cache_cases, training_loader
@@ -144,7 +146,7 @@ QUICK = Job(
 
 
 class PlainConv(SegmentationNetwork):
-    """nnU-Net's network as one of medseg's.
+    """nnU-Net's network as one of medseg's, with medseg's operators.
 
     Args:
         job: Of the network.
@@ -175,10 +177,9 @@ class PlainConv(SegmentationNetwork):
             num_classes=out_channels,
             n_conv_per_stage_decoder=(2,) * (len(job.widths) - 1),
             conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
+            norm_op=InstanceNorm,
+            norm_op_kwargs={"eps": 1e-5, "affine": True, "negative_slope": 0.01},
+            nonlin=nn.Identity,
             deep_supervision=True,
         )
 

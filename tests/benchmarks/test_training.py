@@ -43,6 +43,39 @@ def test_the_network_of_both_sides_has_the_heads_that_it_says():
     assert network.eval()(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
 
 
+def test_both_sides_train_one_network():
+    unet = pytest.importorskip(
+        "dynamic_network_architectures.architectures.unet",
+        reason="needs the extra benchmarks, absent here",
+    )
+    job = training.QUICK
+    ours = training.PlainConv(job, 3).train()
+    theirs = unet.PlainConvUNet(
+        1,
+        len(job.widths),
+        job.widths,
+        torch.nn.Conv3d,
+        job.kernels,
+        job.strides,
+        (2,) * len(job.widths),
+        3,
+        (2,) * (len(job.widths) - 1),
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+    theirs.load_state_dict(ours.network.state_dict())
+    x = torch.randn(1, 1, 16, 16, 16)
+    answers = ours(x), theirs(x)
+    heads = [list(found) if isinstance(found, list | tuple) else [found] for found in answers]
+    assert len(heads[0]) == len(heads[1])
+    for one, other in zip(*heads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
 def test_the_other_side_is_given_the_same_cases_under_its_own_names(tmp_path):
     data = training.made_cases(tmp_path / "made", (12, 12, 12), cases=2)
     raw = tmp_path / "raw"
