@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +92,7 @@ def points_in_polygon(
     edges = _edges(polygon)
     if edges.shape[0] == 0:
         return inside, path
-    near = ((points >= polygon.min(axis=0) - tolerance)).all(axis=1)
+    near = (points >= polygon.min(axis=0) - tolerance).all(axis=1)
     near &= (points <= polygon.max(axis=0) + tolerance).all(axis=1)
     chosen = np.flatnonzero(near)
     count = max(1, _POINTS_AT_A_TIME // len(edges))
@@ -177,17 +179,16 @@ def _meet(first: tuple[slice, ...], second: tuple[slice, ...]) -> bool:
 
 def _edges(polygon: FloatArray) -> FloatArray:
     """``(m, 2, 2)`` edges with ends in a fixed order, without those run through in pairs."""
-    ends = np.stack([polygon, np.roll(polygon, -1, axis=0)], axis=1)
+    ends: FloatArray = np.stack([polygon, np.roll(polygon, -1, axis=0)], axis=1)
     turned = (ends[:, 0, 0] > ends[:, 1, 0]) | (
         (ends[:, 0, 0] == ends[:, 1, 0]) & (ends[:, 0, 1] > ends[:, 1, 1])
     )
     ends[turned] = ends[turned][:, ::-1]
     ends = ends[(ends[:, 0] != ends[:, 1]).any(axis=1)]
-    if not len(ends):
-        return ends
-    rows, counts = np.unique(ends.reshape(-1, 4), axis=0, return_counts=True)
-    result: FloatArray = rows[counts % 2 == 1].reshape(-1, 2, 2)
-    return result
+    if len(ends):
+        rows, counts = np.unique(ends.reshape(-1, 4), axis=0, return_counts=True)
+        ends = rows[counts % 2 == 1].reshape(-1, 2, 2)
+    return ends
 
 
 def _crossings(edges_uv: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
@@ -244,15 +245,13 @@ def trace_mask(mask: BoolArray) -> list[FloatArray]:
     from contourpy import FillType, contour_generator  # noqa: PLC0415 - only for writing
 
     height = np.pad(mask, 1).astype(np.float64)
-    steps = [np.arange(extent) - 1.0 for extent in height.shape]
-    generator = contour_generator(*steps, height.T, fill_type=FillType.OuterOffset)
-    points, offsets = generator.filled(0.5, np.inf)
+    across, down = (np.arange(extent) - 1.0 for extent in height.shape)
+    generator = contour_generator(across, down, height.T, fill_type=FillType.OuterOffset)
+    points, offsets = cast("tuple[list[FloatArray], list[Any]]", generator.filled(0.5, np.inf))
     polygons = []
     for vertices, starts in zip(points, offsets, strict=True):
         # each ring repeats its first vertex
-        rings = [
-            vertices[begin : end - 1] for begin, end in zip(starts[:-1], starts[1:], strict=True)
-        ]
+        rings = [vertices[begin : end - 1] for begin, end in pairwise(starts.tolist())]
         joined, ends = _keyhole(rings[0], rings[1:])
         polygons.append(joined[_turns(joined) | ends])
     return polygons

@@ -165,9 +165,11 @@ def check_rtstruct(path: Path, labels: LabelMap, source: DicomSource, *, where: 
     try:
         structures = read_structure_set(path, where)
         drawn = [roi for roi in structures.rois if roi.contours]
-        boxes = {roi.name: roi_box(roi, labels.grid, where)[:2] for roi in drawn}
+        boxes = {roi.name: roi_box(roi, labels.grid, where, allow_gaps=True)[:2] for roi in drawn}
     except MedsegError as error:
         raise _differs(where, error.expected, error.found) from error
+    if set(boxes) != set(value_of):
+        raise _differs(where, f"contours of {len(value_of)} structures", f"of {len(boxes)}")
     own_frame = str(source.datasets[0].FrameOfReferenceUID)
     if {roi.frame_of_reference for roi in structures.rois} != {own_frame}:
         raise GeometryError(
@@ -177,8 +179,6 @@ def check_rtstruct(path: Path, labels: LabelMap, source: DicomSource, *, where: 
             remedy="report this; nothing was written",
             code="verify-geometry",
         )
-    if set(boxes) != set(value_of):
-        raise _differs(where, f"contours of {len(value_of)} structures", f"of {len(boxes)}")
     for name, (box, inside) in boxes.items():
         common = np.count_nonzero(inside & (labels.data_ijk[box] == value_of[name]))
         dice = 2.0 * common / float(counts[value_of[name]] + np.count_nonzero(inside))
@@ -281,7 +281,7 @@ def _header(
         str(headers[0].SeriesInstanceUID),
         *(str(header.SOPInstanceUID) for header in headers),
         json.dumps([labels.scheme.to_dict(), types, label], sort_keys=True),
-        hashlib.sha256(np.ascontiguousarray(labels.data_ijk.transpose(2, 1, 0))).hexdigest(),
+        hashlib.sha256(labels.data_ijk.tobytes(order="F")).hexdigest(),
         made,
         algorithm_type,
         __version__,
@@ -413,7 +413,7 @@ def _add_contours(
     for label, roi in zip(wanted, dataset.ROIContourSequence, strict=False):
         box = boxes[label.value - 1]
         inside = labels.data_ijk[box] == label.value
-        contours = []
+        contours: list[Dataset] = []
         for k in range(inside.shape[2]):
             place = box[2].start + k
             for polygon in trace_mask(inside[:, :, k]):

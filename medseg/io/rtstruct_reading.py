@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -235,10 +235,12 @@ def _points(contour: Dataset, where: str) -> FloatArray:
         offset = np.array(contour.get("ContourOffsetVector") or [0, 0, 0], dtype=np.float64)
         points = numbers.reshape(-1, 3) + offset
     except (ValueError, TypeError) as error:
-        raise _bad_points(where, "text that is no number, or a count that is no multiple of three") from error
+        raise _bad_points(
+            where, "text that is no number, or a count that is no multiple of three"
+        ) from error
     if not np.isfinite(points).all():
         raise _bad_points(where, "NaN or infinity")
-    return cast(FloatArray, points)
+    return points
 
 
 def _bad_points(where: str, found: str) -> FormatError:

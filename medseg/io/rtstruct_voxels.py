@@ -23,7 +23,15 @@ from medseg.io.contours import BoolArray, Region, combine, fill_polygon, points_
 from medseg.io.dicom_seg_reading import segment_label
 from medseg.io.rtstruct_reading import Roi, StructureSet, read_structure_set
 
-__all__ = ["Overlaps", "Unknown", "read_roi_scheme", "read_rtstruct", "roi_box", "roi_mask"]
+__all__ = [
+    "Overlaps",
+    "Unknown",
+    "plain_name",
+    "read_roi_scheme",
+    "read_rtstruct",
+    "roi_box",
+    "roi_mask",
+]
 
 Overlaps = Literal["refuse", "smaller", "order"]
 """Voxels of several ROIs: refused; of the ROI with fewer voxels; of the label with the higher
@@ -42,13 +50,17 @@ _NEAR_NAME = 0.8
 _LISTED = 6
 
 
-def roi_mask(roi: Roi, grid: Grid, where: str = "structure set") -> tuple[BoolArray, list[str]]:
+def roi_mask(
+    roi: Roi, grid: Grid, where: str = "structure set", *, allow_gaps: bool = False
+) -> tuple[BoolArray, list[str]]:
     """The voxels of one ROI.
 
     Args:
         roi: Of :func:`~medseg.io.rtstruct_reading.read_structure_set`.
         grid: Where its voxels are wanted, as a rule that of the series it was drawn on.
         where: How messages name the structure set.
+        allow_gaps: Whether contours may leave out most of the slices between them, which stay
+            empty; else that is refused, as a mask of separate sheets is rarely meant.
 
     Returns:
         ``(i, j, k)`` bool, and notes on what was left out or did not lie on a slice.
@@ -57,7 +69,7 @@ def roi_mask(roi: Roi, grid: Grid, where: str = "structure set") -> tuple[BoolAr
         FormatError: ``rtstruct-planes`` if contours are not flat or lie in several orientations,
             ``rtstruct-gaps`` if most steps between its contours leave slices out.
     """
-    box, inside, notes = roi_box(roi, grid, where)
+    box, inside, notes = roi_box(roi, grid, where, allow_gaps=allow_gaps)
     mask = np.zeros(grid.shape_ijk, dtype=bool)
     mask[box] = inside
     return mask, notes
@@ -73,9 +85,9 @@ def read_roi_scheme(path: Path) -> LabelScheme:
     rois = [roi for roi in read_structure_set(path).rois if roi.contours]
     names: dict[str, str] = {}
     for roi in rois:
-        if _plain(roi.name) in names:
-            raise _twice(str(path), names[_plain(roi.name)], roi.name)
-        names[_plain(roi.name)] = roi.name
+        if plain_name(roi.name) in names:
+            raise _twice(str(path), names[plain_name(roi.name)], roi.name)
+        names[plain_name(roi.name)] = roi.name
     if not rois:
         raise FormatError(
             str(path),
@@ -102,6 +114,7 @@ def read_rtstruct(
     frame_of_reference: str | None = None,
     overlaps: Overlaps = "refuse",
     unknown: Unknown = "refuse",
+    allow_gaps: bool = False,
     where: str = "",
 ) -> tuple[LabelMap, tuple[str, ...]]:
     """Rebuild a label map from the contours of an RTSTRUCT.
@@ -116,6 +129,7 @@ def read_rtstruct(
         frame_of_reference: UID of that series' frame of reference; None where it is not known.
         overlaps: What becomes of voxels in several ROIs.
         unknown: What becomes of ROIs with closed contours that the scheme does not list.
+        allow_gaps: As in :func:`roi_mask`.
         where: How messages name the file; empty for its path.
 
     Returns:
@@ -133,7 +147,7 @@ def read_rtstruct(
     parts: list[_Part] = []
     for value, roi in chosen.items():
         _check_frame(roi, frame_of_reference, where)
-        box, inside, told = roi_box(roi, grid, where)
+        box, inside, told = roi_box(roi, grid, where, allow_gaps=allow_gaps)
         notes += told
         parts.append(_Part(value, roi.name, box, inside, int(np.count_nonzero(inside))))
     if parts and not any(part.voxels for part in parts):
@@ -198,7 +212,8 @@ def _painted(
     return LabelMap(data, grid, scheme)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without what does not count when ROIs are matched: capitals, spaces, underscores."""
     return "".join(name.replace("_", " ").casefold().split())
 
 
@@ -217,12 +232,12 @@ def _matched(
 ) -> tuple[dict[int, Roi], list[str]]:
     """Label value to ROI, and notes on what was left out."""
     exact = {segment_label(label): label for label in scheme.labels}
-    alike = {_plain(segment_label(label)): label for label in scheme.labels}
+    alike = {plain_name(segment_label(label)): label for label in scheme.labels}
     chosen: dict[int, Roi] = {}
     strangers: list[Roi] = []
     notes: list[str] = []
     for roi in structures.rois:
-        label = exact.get(roi.name) or alike.get(_plain(roi.name))
+        label = exact.get(roi.name) or alike.get(plain_name(roi.name))
         if not roi.contours:
             notes += roi.notes or [f"{roi.name}: without contours"] * (label is not None)
         elif label is None:
@@ -234,7 +249,7 @@ def _matched(
     lacking = [label.name for label in scheme.labels if label.value not in chosen]
     for roi in strangers:
         near = difflib.get_close_matches(
-            _plain(roi.name), map(_plain, lacking), n=1, cutoff=_NEAR_NAME
+            plain_name(roi.name), map(plain_name, lacking), n=1, cutoff=_NEAR_NAME
         )
         if unknown == "refuse" or near:
             raise _unknown(roi.name, [label.name for label in scheme.labels], where)
@@ -271,7 +286,7 @@ def _check_frame(roi: Roi, frame_of_reference: str | None, where: str) -> None:
 
 
 def roi_box(
-    roi: Roi, grid: Grid, where: str = "structure set"
+    roi: Roi, grid: Grid, where: str = "structure set", *, allow_gaps: bool = False
 ) -> tuple[tuple[slice, slice, slice], BoolArray, list[str]]:
     """Like :func:`roi_mask`, for the part of the grid around the contours alone.
 
@@ -294,7 +309,8 @@ def roi_box(
     inside = np.zeros(tuple(end - begin), dtype=bool)
     if slabs is None:
         assert axis is not None  # noqa: S101 - one of both is known
-        notes += _fill_along(inside, begin, contours, roi, grid, axis, where)
+        notes += _fill_along(inside, begin, contours, roi, grid, axis)
+        notes += _gaps(contours, roi, grid, axis, where, allow_gaps=allow_gaps)
     else:
         slabs.fill(inside, begin, grid)
     if not inside.any():
@@ -317,7 +333,6 @@ def _fill_along(
     roi: Roi,
     grid: Grid,
     axis: int,
-    where: str,
 ) -> list[str]:
     """Fill slices that are parallel to the contours."""
     across = [other for other in range(3) if other != axis]
@@ -350,7 +365,6 @@ def _fill_along(
             f"{roi.name}: {_counted(off > _ON_PLANE_STEPS)} between slices, up to "
             f"{off.max() * step_mm:.2f} mm from the nearest, which is taken"
         )
-    notes += _gaps(sorted(taken), roi, "IJK"[axis], where)
     tolerance = tuple(_PATH_MM / grid.spacing_mm[other] for other in across)
     slices = np.moveaxis(inside, axis, 0)
     shape = (slices.shape[1], slices.shape[2])
@@ -360,7 +374,9 @@ def _fill_along(
             polygon = contours[member][:, across] - begin[across]
             filled, path = fill_polygon(polygon, shape, (tolerance[0], tolerance[1]))
             regions.append(Region(filled, path, roi.contours[member].is_xor))
-        slices[place - int(begin[axis])], partly = combine(_without_copies(regions, members, contours))
+        slices[place - int(begin[axis])], partly = combine(
+            _without_copies(regions, members, contours)
+        )
         if partly:
             notes.append(f"{roi.name}: contours that overlap in part are joined in slice {place}")
     return notes
@@ -381,27 +397,38 @@ def _counted(which: BoolArray) -> str:
     return f"{count} contour{'' if count == 1 else 's'}"
 
 
-def _gaps(places: Sequence[int], roi: Roi, axis: str, where: str) -> list[str]:
-    steps = np.diff(places)
-    missing = [
-        place
-        for first, step in zip(places, steps.tolist(), strict=False)
-        for place in range(first + 1, first + step)
-    ]
+def _gaps(
+    contours: Sequence[FloatArray],
+    roi: Roi,
+    grid: Grid,
+    axis: int,
+    where: str,
+    *,
+    allow_gaps: bool,
+) -> list[str]:
+    heights = np.array([points[:, axis].mean() for points in contours])
+    places = np.unique(np.ceil(heights - _HALF).astype(int))
+    places = places[(places >= 0) & (places < grid.shape_ijk[axis])]
+    missing = (
+        sorted(set(range(places[0], places[-1])) - set(places.tolist())) if len(places) else []
+    )
     if not missing:
         return []
-    if len(places) > 2 and np.median(steps) > 1:
+    step = float(np.median(np.diff(places)))
+    if len(places) > 2 and step > 1 and not allow_gaps:
         raise FormatError(
             where,
             expected="contours on neighbouring slices",
-            found=f"contours on every {np.median(steps):g}th slice along {axis} as a rule",
+            found=f"contours on every {step:g}th slice along {'IJK'[axis]} as a rule",
             remedy="interpolate them in the program that drew them, or give the series they were "
             "drawn on",
             code="rtstruct-gaps",
         )
     listed = ", ".join(map(str, missing[:_LISTED]))
     more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-    return [f"{roi.name}: slices along {axis} without a contour between others: {listed}{more}"]
+    return [
+        f"{roi.name}: slices along {'IJK'[axis]} without a contour between others: {listed}{more}"
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
