@@ -346,7 +346,7 @@ def test_a_real_segmentation_of_another_writer_is_read_on_its_series(shared_data
 @pytest.mark.shared_data
 def test_series_with_rtstructs_of_another_writer_are_cases(shared_data, tmp_path):
     for patient in ("pat_1", "pat_2"):
-        (tmp_path / patient).symlink_to(shared_data / "07_dicom_ct_rtstruct" / patient)
+        shutil.copytree(shared_data / "07_dicom_ct_rtstruct" / patient, tmp_path / patient)
     listing = list_cases(tmp_path)
     assert (len(listing.cases), listing.problems) == (2, ())
     assert [label.name for label in listing.scheme.labels] == ["GTV-1"]
@@ -363,7 +363,7 @@ def test_series_with_rtstructs_of_another_writer_are_cases(shared_data, tmp_path
 @pytest.mark.shared_data
 def test_several_structure_sets_of_one_series_are_not_guessed_between(shared_data, tmp_path):
     folder = shared_data / "07_dicom_ct_rtstruct" / "rt_utils_mim"
-    (tmp_path / "a").symlink_to(folder)
+    shutil.copytree(folder, tmp_path / "a")
     assert problem(tmp_path).error.code == "rtstruct-ambiguous"
     with pytest.raises(ConfigError, match="one RTSTRUCT that refers to a series of the folder"):
         read_datalist(tmp_path)
