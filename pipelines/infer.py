@@ -20,7 +20,13 @@ from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image
 from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
 from pipelines.output import prepare_output
-from pipelines.results import RESULTS, Wishes, opened_probabilities, write_results
+from pipelines.results import (
+    RESULTS,
+    Wishes,
+    opened_probabilities,
+    rtstruct_notes,
+    write_results,
+)
 
 __all__ = [
     "Case",
@@ -227,6 +233,7 @@ def _segmented(
             old.unlink(missing_ok=True)
     seconds = {"read": read_at - clock, **prediction.seconds}
     notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
+    notes += rtstruct_notes(scan, wishes)
     try:
         write_results(
             case.name,

@@ -24,13 +24,14 @@ from medseg.io.scan import DicomSource, Scan
 from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
 from medseg.models.card import InputSettings
 
-__all__ = ["RESULTS", "Wishes", "opened_probabilities", "write_results"]
+__all__ = ["RESULTS", "Wishes", "opened_probabilities", "rtstruct_notes", "write_results"]
 
 RESULTS = {
     "report": "_report.json",
     "nifti": "_dseg.nii.gz",
     "table": "_dseg.tsv",
     "dicom_seg": "_dseg.dcm",
+    "rtstruct": "_rtstruct.dcm",
     "statistics": "_statistics.json",
     "statistics_table": "_statistics.csv",
     "uncertainty": "_uncertainty.nii.gz",
@@ -52,12 +53,14 @@ class Wishes:
         page: A self-contained HTML report.
         probabilities: An HDF5 file of the probabilities.
         log_paths: Whether the manifest names the files that were read.
+        rtstruct: An RT structure set, where the image is a DICOM series.
     """
 
     preview: bool = False
     page: bool = False
     probabilities: bool = False
     log_paths: bool = False
+    rtstruct: bool = False
 
 
 def opened_probabilities(
@@ -89,7 +92,7 @@ def opened_probabilities(
     return stack.enter_context(writer).write_box
 
 
-def write_results(
+def write_results(  # noqa: PLR0915 - one file after the other
     name: str,
     out: Path,
     scan: Scan,
@@ -141,6 +144,11 @@ def write_results(
         files["dicom_seg"] = target("dicom_seg")
     written_at = time.perf_counter()
     seconds["write_and_verify"] = written_at - clock
+    if wishes.rtstruct and isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
+        _write_rtstruct(labels, target("rtstruct"), scan.source, predictor)
+        files["rtstruct"] = target("rtstruct")
+        seconds["rtstruct"] = time.perf_counter() - written_at
+        written_at = time.perf_counter()
     statistics = label_statistics(labels, scan.volume)
     write_text(target("statistics_table"), statistics_to_csv(statistics))
     entries = statistics_to_json(statistics)
@@ -165,6 +173,7 @@ def write_results(
         "probabilities": "probabilities" in files,
         "preview": wishes.preview,
         "report": wishes.page,
+        "rtstruct": "rtstruct" in files,
     }
     manifest["memory"]["measured_ram_bytes"] = meter.look()
     if doubt is not None:
@@ -204,6 +213,27 @@ def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Pre
 
     card = predictor.card
     write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+
+
+def _write_rtstruct(
+    labels: LabelMap, path: Path, source: DicomSource, predictor: Predictor
+) -> None:
+    from medseg.io.dicom_seg import Algorithm  # noqa: PLC0415 - pulls in pydicom
+    from medseg.io.rtstruct import write_rtstruct  # noqa: PLC0415
+
+    card = predictor.card
+    write_rtstruct(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+
+
+def rtstruct_notes(scan: Scan, wishes: Wishes) -> tuple[str, ...]:
+    """Why there is no RT structure set although one is wished for."""
+    if not wishes.rtstruct:
+        return ()
+    if not isinstance(scan.source, DicomSource):
+        return ("no RT structure set: the image is no DICOM series",)
+    if _seg_can_refer(scan.source):
+        return ()
+    return ("no RT structure set: none can refer to this series",)
 
 
 def _seg_can_refer(source: DicomSource) -> bool:
