@@ -108,11 +108,12 @@ def _against_edges(
     begin, end = edges[:, 0], edges[:, 1]
     along = end - begin
     offset = points[:, None, :] - begin[None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         crossing = begin[:, 0] + offset[:, :, 1] * (along[:, 0] / along[:, 1])
     upward = (points[:, None, 1] >= begin[:, 1]) != (points[:, None, 1] >= end[:, 1])
     inside = (np.count_nonzero(upward & (crossing < points[:, None, 0]), axis=1) & 1).astype(bool)
-    share = np.clip((offset * along).sum(axis=2) / (along**2).sum(axis=1), 0.0, 1.0)
+    lengths = np.maximum((along**2).sum(axis=1), np.finfo(np.float64).tiny)
+    share = np.clip((offset * along).sum(axis=2) / lengths, 0.0, 1.0)
     gap = offset - share[:, :, None] * along
     path = ((gap**2).sum(axis=2) <= tolerance**2).any(axis=1)
     return inside, path
@@ -131,6 +132,8 @@ def combine(regions: Sequence[Region]) -> tuple[BoolArray, int]:
     Returns:
         The voxels, and how many pairs of contours overlap in part without lying in each other.
     """
+    if len(regions) == 1:
+        return regions[0].all, 0
     whole = np.zeros(regions[0].inside.shape, dtype=bool)
     plain = [region for region in regions if not region.is_xor]
     for region in regions:
@@ -211,7 +214,8 @@ def _met(
     steps = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     line = first[which] + steps
     begin, along = edges_uv[which, 0], edges_uv[which, 1] - edges_uv[which, 0]
-    share = np.clip((line - begin[:, 0]) / along[:, 0], 0.0, 1.0)
+    with np.errstate(over="ignore"):  # an edge may be as short as numbers can be
+        share = np.clip((line - begin[:, 0]) / along[:, 0], 0.0, 1.0)
     return begin[:, 1] + share * along[:, 1], line
 
 
@@ -219,9 +223,10 @@ def _mark_path(path: BoolArray, edges: FloatArray, tolerance: tuple[float, float
     """Mark centres on edges that run more along the first axis than along the second."""
     run = np.abs(edges[:, 1] - edges[:, 0])
     flat = edges[run[:, 0] >= run[:, 1]]
-    first = np.ceil(flat[:, :, 0].min(axis=1) - tolerance[0]).astype(np.int64)
-    after = np.floor(flat[:, :, 0].max(axis=1) + tolerance[0]).astype(np.int64) + 1
-    cross, line = _met(flat, np.clip(first, 0, path.shape[0]), np.clip(after, 0, path.shape[0]))
+    low, high = flat[:, :, 0].min(axis=1), flat[:, :, 0].max(axis=1)
+    first = np.clip(np.ceil(low - tolerance[0]), 0, path.shape[0]).astype(np.int64)
+    after = np.clip(np.floor(high + tolerance[0]) + 1, 0, path.shape[0]).astype(np.int64)
+    cross, line = _met(flat, first, after)
     centre = np.rint(cross)
     on = (np.abs(cross - centre) <= tolerance[1]) & (centre >= 0) & (centre < path.shape[1])
     path[line[on], centre[on].astype(np.int64)] = True

@@ -403,6 +403,7 @@ def _add_contours(
     headers: Sequence[Dataset],
     source: DicomSource,
 ) -> None:
+    from pydicom.dataelem import DataElement  # noqa: PLC0415
     from pydicom.dataset import Dataset as Item  # noqa: PLC0415
     from scipy.ndimage import find_objects  # noqa: PLC0415
 
@@ -425,12 +426,15 @@ def _add_contours(
                 item.NumberOfContourPoints = len(polygon)
                 item.ContourNumber = len(contours) + 1
                 corner = np.array([box[0].start, box[1].start])
-                item.ContourData = _text(polygon + corner, place, labels.grid, decimals)
+                text = _text(polygon + corner, place, labels.grid, decimals)
+                # as it will be in the file: pydicom takes a millisecond to check 100 numbers
+                item.add(DataElement("ContourData", "DS", text, already_converted=True))
                 contours.append(item)
         roi.ContourSequence = contours
 
 
-def _text(polygon_ij: FloatArray, k: int, grid: Grid, decimals: int) -> list[str]:
+def _text(polygon_ij: FloatArray, k: int, grid: Grid, decimals: int) -> str:
+    """Points as decimal strings, at most 16 characters each."""
     voxels = np.concatenate([polygon_ij, np.full((len(polygon_ij), 1), float(k))], axis=1)
     points_lps = grid.world_from_voxel(voxels) * _RAS_FROM_LPS
-    return [f"{value:.{decimals}f}" for value in points_lps.ravel().tolist()]
+    return "\\".join([f"{value:.{decimals}f}" for value in points_lps.ravel().tolist()])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Contour", "Roi", "StructureSet", "read_structure_set"]
 
 _RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
+_FARTHEST_MM = 100_000.0
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _KINDS = {
     "POINT": "point",
@@ -240,6 +241,8 @@ def _points(contour: Dataset, where: str) -> FloatArray:
         ) from error
     if not np.isfinite(points).all():
         raise _bad_points(where, "NaN or infinity")
+    if points.size and np.abs(points).max() > _FARTHEST_MM:
+        raise _bad_points(where, f"one more than {_FARTHEST_MM / 1000:g} m from the origin")
     return points
 
 

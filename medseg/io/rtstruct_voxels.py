@@ -365,18 +365,21 @@ def _fill_along(
             f"{roi.name}: {_counted(off > _ON_PLANE_STEPS)} between slices, up to "
             f"{off.max() * step_mm:.2f} mm from the nearest, which is taken"
         )
-    tolerance = tuple(_PATH_MM / grid.spacing_mm[other] for other in across)
+    tolerance = (_PATH_MM / grid.spacing_mm[across[0]], _PATH_MM / grid.spacing_mm[across[1]])
     slices = np.moveaxis(inside, axis, 0)
-    shape = (slices.shape[1], slices.shape[2])
     for place, members in taken.items():
+        # the part of the slice around its contours, one voxel wider
+        polygons = [contours[member][:, across] - begin[across] for member in members]
+        low = np.floor(np.min([polygon.min(axis=0) for polygon in polygons], axis=0)) - 1
+        high = np.ceil(np.max([polygon.max(axis=0) for polygon in polygons], axis=0)) + 2
+        start = np.clip(low, 0, slices.shape[1:]).astype(int)
+        stop = np.clip(high, start, slices.shape[1:]).astype(int)
         regions = []
-        for member in members:
-            polygon = contours[member][:, across] - begin[across]
-            filled, path = fill_polygon(polygon, shape, (tolerance[0], tolerance[1]))
+        for polygon, member in zip(polygons, members, strict=True):
+            filled, path = fill_polygon(polygon - start, tuple(stop - start), tolerance)
             regions.append(Region(filled, path, roi.contours[member].is_xor))
-        slices[place - int(begin[axis])], partly = combine(
-            _without_copies(regions, members, contours)
-        )
+        part = slices[place - int(begin[axis]), start[0] : stop[0], start[1] : stop[1]]
+        part[...], partly = combine(_without_copies(regions, members, contours))
         if partly:
             notes.append(f"{roi.name}: contours that overlap in part are joined in slice {place}")
     return notes
@@ -386,6 +389,8 @@ def _without_copies(
     regions: Sequence[Region], members: Sequence[int], contours: Sequence[FloatArray]
 ) -> list[Region]:
     """One of contours that were stored several times, which would exclude each other."""
+    if len(regions) == 1:
+        return list(regions)
     kept: dict[bytes, Region] = {}
     for region, member in zip(regions, members, strict=True):
         kept.setdefault(np.unique(contours[member].round(4), axis=0).tobytes(), region)
@@ -482,7 +487,7 @@ class _Slabs:
             places = np.indices(inside.shape[:2]).reshape(2, -1)
             voxels = np.concatenate([places, np.full((1, places.shape[1]), k)]).T + begin
             points = grid.world_from_voxel(voxels) @ self.frame.T
-            plane = np.abs(points[:, 2:] - self.heights).argmin(axis=1)
+            plane = np.searchsorted((self.heights[1:] + self.heights[:-1]) / 2.0, points[:, 2])
             gap = points[:, 2] - self.heights[plane]
             near = (gap > -self.half_mm - 1e-9) & (gap <= self.half_mm + 1e-9)
             row = np.zeros(len(points), dtype=bool)

@@ -1,3 +1,4 @@
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -5,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydicom import dcmread
 
 from medseg import NOTICE
 from medseg.core import Code, Grid, Label, LabelMap, LabelScheme, Volume
-from medseg.errors import ConfigError, FormatError, GeometryError
+from medseg.errors import ConfigError, FormatError, GeometryError, MedsegError
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_seg import Algorithm
 from medseg.io.dicom_series import read_dicom_series
@@ -448,6 +449,7 @@ def test_points_and_open_contours_are_left_out_with_a_note(written, case):
     [
         (["1", "2", "3", "4"], "no multiple of three"),
         (["nan"] * 9, "NaN or infinity"),
+        (["1e300"] * 9, "one more than 100 m from the origin"),
     ],
 )
 def test_points_that_are_no_points_are_refused(written, value, found):
@@ -458,6 +460,21 @@ def test_points_that_are_no_points_are_refused(written, value, found):
     with pytest.raises(FormatError, match=found) as refused:
         read_structure_set(written)
     assert refused.value.code == "rtstruct-contours"
+
+
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(st.data())
+def test_whatever_is_damaged_is_refused_or_read_and_nothing_else(written, case, data):
+    content = bytearray(written.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(132, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    damaged = written.with_name("damaged.dcm")
+    damaged.write_bytes(content[: data.draw(st.integers(132, len(content)))])
+    with contextlib.suppress(MedsegError):
+        read_rtstruct(damaged, SCHEME, case[1].grid, overlaps="smaller", unknown="leave")
 
 
 def test_text_in_place_of_numbers_is_refused(written):
