@@ -31,11 +31,13 @@ class Region:
     Args:
         inside: Where the centre is inside by the even-odd rule; what is on the path may be either.
         path: Where the centre is on the path.
+        start: Where the first element of both arrays is; outside of them is nothing.
         is_xor: Whether it is combined by exclusion (CLOSEDPLANAR_XOR).
     """
 
     inside: BoolArray
     path: BoolArray
+    start: tuple[int, ...]
     is_xor: bool = False
 
     @property
@@ -43,6 +45,14 @@ class Region:
         """Inside and path."""
         result: BoolArray = self.inside | self.path
         return result
+
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """Where the arrays lie."""
+        return tuple(
+            slice(first, first + extent)
+            for first, extent in zip(self.start, self.inside.shape, strict=True)
+        )
 
 
 def fill_polygon(
@@ -119,7 +129,7 @@ def _against_edges(
     return inside, path
 
 
-def combine(regions: Sequence[Region]) -> tuple[BoolArray, int]:
+def combine(regions: Sequence[Region], shape: tuple[int, ...]) -> tuple[BoolArray, int]:
     """What the contours of one plane enclose together.
 
     Contours to be excluded (CLOSEDPLANAR_XOR) are combined so. Of others one that lies in another
@@ -127,57 +137,53 @@ def combine(regions: Sequence[Region]) -> tuple[BoolArray, int]:
     in part, are joined. The path of every contour belongs to the structure.
 
     Args:
-        regions: At least one, all of one shape.
+        regions: The contours.
+        shape: Of the plane, in which all of them lie.
 
     Returns:
         The voxels, and how many pairs of contours overlap in part without lying in each other.
     """
-    if len(regions) == 1:
-        return regions[0].all, 0
-    whole = np.zeros(regions[0].inside.shape, dtype=bool)
+    whole = np.zeros(shape, dtype=bool)
     plain = [region for region in regions if not region.is_xor]
     for region in regions:
         if region.is_xor:
-            whole ^= region.inside
-    sizes = [int(np.count_nonzero(region.all)) for region in plain]
-    order = sorted(range(len(plain)), key=lambda index: -sizes[index])
-    boxes = [_box(region.all) for region in plain]
-    partly = 0
-    for place, index in enumerate(order):
-        depth = 0
-        for other in order[:place]:
-            if not _meet(boxes[index], boxes[other]):
-                continue
-            box = boxes[index]
-            common = int(np.count_nonzero(plain[index].all[box] & plain[other].all[box]))
-            depth += common == sizes[index]
-            partly += 0 < common < sizes[index] and bool(
-                (plain[index].inside[box] & plain[other].inside[box]).any()
-            )
-        if depth % 2:
-            whole &= ~plain[index].inside
+            whole[region.window] ^= region.inside
+    depths, partly = _depths(plain)
+    for place in np.argsort([-np.count_nonzero(region.all) for region in plain], kind="stable"):
+        region = plain[place]
+        if depths[place] % 2:
+            whole[region.window] &= ~region.inside
         else:
-            whole |= plain[index].inside
+            whole[region.window] |= region.inside
     for region in regions:
-        whole |= region.path
+        whole[region.window] |= region.path
     return whole, partly
 
 
-def _box(mask: BoolArray) -> tuple[slice, ...]:
-    if not mask.any():
-        return tuple(slice(0, 0) for _ in mask.shape)
-    return tuple(
-        slice(int(hits[0]), int(hits[-1]) + 1)
-        for axis in range(mask.ndim)
-        for hits in [np.flatnonzero(mask.any(axis=tuple(set(range(mask.ndim)) - {axis})))]
-    )
-
-
-def _meet(first: tuple[slice, ...], second: tuple[slice, ...]) -> bool:
-    return all(
-        one.start < two.stop and two.start < one.stop
-        for one, two in zip(first, second, strict=True)
-    )
+def _depths(regions: Sequence[Region]) -> tuple[list[int], int]:
+    """In how many others each region lies, and how many pairs overlap in part."""
+    if len(regions) < 2:
+        return [0] * len(regions), 0
+    filled = [region.all for region in regions]
+    sizes = np.array([np.count_nonzero(mask) for mask in filled])
+    low = np.array([region.start for region in regions])
+    high = low + np.array([region.inside.shape for region in regions])
+    order = np.argsort(-sizes, kind="stable")
+    depths, partly = [0] * len(regions), 0
+    for place, index in enumerate(order):
+        larger = order[:place]
+        meets = (low[larger] < high[index]) & (high[larger] > low[index])
+        for other in larger[meets.all(axis=1)]:
+            first = np.maximum(low[index], low[other])
+            last = np.minimum(high[index], high[other])
+            own, its = (
+                tuple(map(slice, first - low[one], last - low[one])) for one in (index, other)
+            )
+            common = np.count_nonzero(filled[index][own] & filled[other][its])
+            depths[index] += bool(common == sizes[index])
+            if 0 < common < sizes[index]:
+                partly += bool((regions[index].inside[own] & regions[other].inside[its]).any())
+    return depths, partly
 
 
 def _edges(polygon: FloatArray) -> FloatArray:
@@ -245,7 +251,7 @@ def trace_mask(mask: BoolArray) -> list[FloatArray]:
 
     Returns:
         One polygon ``(n, 2)`` for each part of the structure, its last vertex joined to the first.
-        A hole is reached through a channel without width, by the shortest way between vertices.
+        A hole is reached through a channel without width, between two rows of voxels.
     """
     from contourpy import FillType, contour_generator  # noqa: PLC0415 - only for writing
 
@@ -270,32 +276,55 @@ def _turns(ring: FloatArray) -> BoolArray:
 
 
 def _keyhole(outer: FloatArray, holes: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
-    """Join the nearest hole to what is joined already, until none is left.
+    """Join holes with what lies to the left of them, along lines between two rows of voxels.
+
+    From its leftmost point on such a line a hole is joined to the next point on the left, which is
+    of the outer ring or of a hole that begins further left. So all are joined in the end, and no
+    channel comes nearer than half a voxel to a centre.
 
     Returns:
         The vertices, and which of them are ends of a channel.
     """
-    from scipy.spatial import cKDTree  # noqa: PLC0415
+    if not holes:
+        return outer, np.zeros(len(outer), dtype=bool)
+    rings = [_with_middles(ring) for ring in (outer, *holes)]
+    begins = np.cumsum([0, *map(len, rings)])
+    points = np.concatenate(rings)
+    between = np.flatnonzero(points[:, 1] % 1.0 == 0.5)
+    order = between[np.lexsort((points[between, 0], points[between, 1]))]
+    rank = np.full(len(points), -1)
+    rank[order] = np.arange(len(order))
+    joined_at: dict[int, tuple[int, int]] = {}  # vertex to the hole that follows and its vertex
+    for ring in range(1, len(rings)):
+        own = np.arange(begins[ring], begins[ring + 1])
+        own = own[rank[own] >= 0]
+        vertex = int(own[np.argmin(points[own, 0])])
+        joined_at[int(order[rank[vertex] - 1])] = (ring, vertex - int(begins[ring]))
+    path: list[int] = []
+    ends: list[bool] = []
+    walks = [[0, 0, 0]]  # ring, first vertex, steps done
+    while walks:
+        ring, first, steps = walks[-1]
+        size = len(rings[ring])
+        if steps == size + (ring > 0):  # a hole ends where it began
+            walks.pop()
+            if walks:
+                ring, first, steps = walks[-1]
+                path.append(int(begins[ring]) + (first + steps - 1) % len(rings[ring]))
+                ends.append(True)
+            continue
+        walks[-1][2] += 1
+        vertex = int(begins[ring]) + (first + steps) % size
+        path.append(vertex)
+        hole = joined_at.get(vertex) if steps < size else None
+        ends.append(hole is not None or (ring > 0 and steps in (0, size)))
+        if hole is not None:
+            walks.append([*hole, 0])
+    return points[path], np.array(ends)
 
-    joined, added = outer, outer
-    ends = np.zeros(len(outer), dtype=bool)
-    waiting: list[tuple[FloatArray, float, int, FloatArray]] = [
-        (hole, np.inf, 0, hole[0]) for hole in holes
-    ]
-    while waiting:
-        tree = cKDTree(added)
-        for place, (hole, best, _, _) in enumerate(waiting):
-            gaps, nearest = tree.query(hole)
-            vertex = int(np.argmin(gaps))
-            if gaps[vertex] < best:
-                waiting[place] = (hole, float(gaps[vertex]), vertex, added[nearest[vertex]])
-        chosen = min(range(len(waiting)), key=lambda place: waiting[place][1])
-        hole, _, vertex, at = waiting.pop(chosen)
-        added = np.roll(hole, -vertex, axis=0)
-        place = int(np.flatnonzero((joined == at).all(axis=1))[0])
-        joined = np.concatenate([joined[: place + 1], added, added[:1], joined[place:]])
-        inner = np.zeros(len(added) + 1, dtype=bool)
-        inner[[0, -1]] = True
-        ends = np.concatenate([ends[: place + 1], inner, ends[place:]])
-        ends[[place, place + len(inner) + 1]] = True
-    return joined, ends
+
+def _with_middles(ring: FloatArray) -> FloatArray:
+    """A ring with a vertex wherever it crosses a line between two rows of voxels."""
+    step = np.roll(ring, -1, axis=0) - ring
+    upright = np.flatnonzero((step[:, 0] == 0) & (np.abs(step[:, 1]) == 1))
+    return np.insert(ring, upright + 1, ring[upright] + step[upright] / 2.0, axis=0)

@@ -124,12 +124,12 @@ def _open(path: Path, where: str) -> Dataset:
     from pydicom import dcmread  # noqa: PLC0415
 
     try:
-        dataset = dcmread(path)
+        dataset = dcmread(path, force=True)  # some writers leave the preamble out
         class_uid = str(dataset.get("SOPClassUID", ""))
     except Exception as error:  # whatever a damaged or foreign file makes pydicom raise
         raise _unreadable(where, "a file that is missing, damaged or no DICOM") from error
     if class_uid != RTSTRUCT_CLASS:
-        raise _unreadable(where, "another DICOM object")
+        raise _unreadable(where, "another DICOM object" if class_uid else "no DICOM object")
     return dataset
 
 

@@ -368,18 +368,17 @@ def _fill_along(
     tolerance = (_PATH_MM / grid.spacing_mm[across[0]], _PATH_MM / grid.spacing_mm[across[1]])
     slices = np.moveaxis(inside, axis, 0)
     for place, members in taken.items():
-        # the part of the slice around its contours, one voxel wider
-        polygons = [contours[member][:, across] - begin[across] for member in members]
-        low = np.floor(np.min([polygon.min(axis=0) for polygon in polygons], axis=0)) - 1
-        high = np.ceil(np.max([polygon.max(axis=0) for polygon in polygons], axis=0)) + 2
-        start = np.clip(low, 0, slices.shape[1:]).astype(int)
-        stop = np.clip(high, start, slices.shape[1:]).astype(int)
+        plane = slices[place - int(begin[axis])]
         regions = []
-        for polygon, member in zip(polygons, members, strict=True):
+        for member in members:
+            polygon = contours[member][:, across] - begin[across]
+            # the part of the slice around the contour, one voxel wider
+            start = np.clip(np.floor(polygon.min(axis=0)) - 1, 0, plane.shape).astype(int)
+            stop = np.clip(np.ceil(polygon.max(axis=0)) + 2, start, plane.shape).astype(int)
             filled, path = fill_polygon(polygon - start, tuple(stop - start), tolerance)
-            regions.append(Region(filled, path, roi.contours[member].is_xor))
-        part = slices[place - int(begin[axis]), start[0] : stop[0], start[1] : stop[1]]
-        part[...], partly = combine(_without_copies(regions, members, contours))
+            is_xor = roi.contours[member].is_xor
+            regions.append(Region(filled, path, tuple(start.tolist()), is_xor))
+        plane[...], partly = combine(_without_copies(regions, members, contours), plane.shape)
         if partly:
             notes.append(f"{roi.name}: contours that overlap in part are joined in slice {place}")
     return notes
@@ -494,10 +493,10 @@ class _Slabs:
             for index in np.unique(plane[near]):
                 chosen = np.flatnonzero(near & (plane == index))
                 regions = [
-                    Region(*points_in_polygon(points[chosen, :2], polygon, _PATH_MM), is_xor)
+                    Region(*points_in_polygon(points[chosen, :2], polygon, _PATH_MM), (0,), is_xor)
                     for polygon, is_xor in self.planes[index]
                 ]
-                row[chosen] = combine(regions)[0]
+                row[chosen] = combine(regions, (len(chosen),))[0]
             inside[:, :, k] = row.reshape(inside.shape[:2])
 
 

@@ -243,6 +243,25 @@ def test_contours_are_labels_as_segments_are(archive, contoured):
     ]
 
 
+def test_a_list_names_the_regions_that_are_meant(contoured):
+    folder = contoured / "case 2"
+    _, original = read_and_label(folder / "series", seed=2)
+    content = {
+        "channels": ["MR"],
+        "labels": {4: "posterior hippocampus"},
+        "cases": [{"id": "a", "images": str(folder / "series"), "label": str(folder / "rt.dcm")}],
+    }
+    (folder / "cases.yaml").write_text(yaml.safe_dump(content))
+    listing = list_cases(folder / "cases.yaml")
+    _, labels = read_labelled(listing.cases[0], listing.channels, listing.scheme)
+    assert np.array_equal(labels.data_ijk == 4, original.data_ijk == 2)
+    content["labels"] = {1: "posterior hippocampi"}
+    (folder / "cases.yaml").write_text(yaml.safe_dump(content))
+    listing = list_cases(folder / "cases.yaml")
+    with pytest.raises(FormatError, match=r"nearest|posterior hippocampi"):
+        read_labelled(listing.cases[0], listing.channels, listing.scheme)
+
+
 def test_names_of_regions_are_one_label_whatever_their_capitals(contoured):
     def change(rt):
         for roi in rt.StructureSetROISequence:

@@ -16,7 +16,7 @@ def square(low, high):
 
 
 def filled(polygon, shape=(8, 8)):
-    return Region(*fill_polygon(np.asarray(polygon, dtype=float), shape, NEAR))
+    return Region(*fill_polygon(np.asarray(polygon, dtype=float), shape, NEAR), (0, 0))
 
 
 # Laws
@@ -25,8 +25,11 @@ def filled(polygon, shape=(8, 8)):
 @settings(max_examples=60)
 @given(masks)
 def test_contours_of_a_mask_enclose_exactly_its_voxels(mask):
-    regions = [Region(*fill_polygon(polygon, mask.shape, NEAR)) for polygon in trace_mask(mask)]
-    joined = combine(regions)[0] if regions else np.zeros(mask.shape, dtype=bool)
+    regions = [
+        Region(*fill_polygon(polygon, mask.shape, NEAR), (0, 0)) for polygon in trace_mask(mask)
+    ]
+    joined, partly = combine(regions, mask.shape)
+    assert partly == 0
     assert np.array_equal(joined, mask)
     assert not any(region.path.any() for region in regions), "no centre is on a contour"
 
@@ -58,6 +61,17 @@ def test_where_a_polygon_begins_and_which_way_it_runs_does_not_matter(polygon):
     assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
 
 
+@settings(max_examples=40)
+@given(masks)
+def test_no_edge_comes_near_a_centre(mask):
+    centres = np.argwhere(np.ones(mask.shape, dtype=bool)).astype(float)
+    for polygon in trace_mask(mask):
+        assert not points_in_polygon(centres, polygon, 0.35)[1].any()
+        for begin, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            if begin[1] == end[1]:  # channels among them
+                assert begin[1] % 1 == 0.5
+
+
 # Outsiders
 
 
@@ -69,6 +83,19 @@ def test_scikit_image_fills_the_same_voxels(seed):
     radii = chance.uniform(4, 14, 30)
     polygon = 16.03 + np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
     assert np.array_equal(filled(polygon, (32, 30)).inside, draw.polygon2mask((32, 30), polygon))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scikit_image_fills_contours_with_keyholes_as_they_were_before(seed):
+    draw = pytest.importorskip("skimage.draw", reason="scikit-image comes with napari")
+    mask = np.random.default_rng(seed).random((20, 18)) < 0.7
+    filled_again = np.zeros(mask.shape, dtype=bool)
+    for polygon in trace_mask(mask):
+        # as a file holds them: in mm, to three decimals
+        spacing, origin = np.array([0.977, 1.1]), np.array([-123.4567, 33.3])
+        stored = (polygon * spacing + origin).round(3)
+        filled_again ^= draw.polygon2mask(mask.shape, (stored - origin) / spacing)
+    assert np.array_equal(filled_again, mask)
 
 
 # On paper
@@ -85,20 +112,20 @@ def test_a_centre_on_the_path_belongs_to_the_structure():
 
 def test_a_contour_in_another_is_a_hole_and_one_in_the_hole_an_island():
     regions = [filled(square(low, 7.5 - low)) for low in (-0.5, 0.5, 2.5)]
-    whole, partly = combine(regions[::-1])
+    whole, partly = combine(regions[::-1], (8, 8))
     assert (whole[3, 3], whole[1, 3], whole[0, 3]) == (True, False, True)
     assert partly == 0
-    excluded = [Region(region.inside, region.path, is_xor=True) for region in regions]
-    assert np.array_equal(combine(excluded)[0], whole)
+    excluded = [Region(region.inside, region.path, (0, 0), is_xor=True) for region in regions]
+    assert np.array_equal(combine(excluded, (8, 8))[0], whole)
 
 
 def test_contours_that_overlap_in_part_are_joined_and_excluded_ones_are_not():
     first, second = filled(square(0.5, 4.5)), filled(square(2.5, 6.5))
-    whole, partly = combine([first, second])
+    whole, partly = combine([first, second], (8, 8))
     assert partly == 1
     assert np.array_equal(whole, first.inside | second.inside)
-    excluded = [Region(one.inside, one.path, is_xor=True) for one in (first, second)]
-    assert np.array_equal(combine(excluded)[0], first.inside ^ second.inside)
+    excluded = [Region(one.inside, one.path, (0, 0), is_xor=True) for one in (first, second)]
+    assert np.array_equal(combine(excluded, (8, 8))[0], first.inside ^ second.inside)
 
 
 def test_the_channel_of_a_keyhole_is_no_path():

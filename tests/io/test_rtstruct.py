@@ -1,7 +1,9 @@
 import contextlib
+import copy
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from medseg.io.nifti import read_nifti
 from medseg.io.rtstruct import check_rtstruct, write_rtstruct
 from medseg.io.rtstruct_reading import Contour, Roi, read_structure_set
 from medseg.io.rtstruct_voxels import read_roi_scheme, read_rtstruct, roi_mask
+from medseg.io.scan import DicomSource
 from tests.grids import grids
 from tests.series import ramp, small_series, spoil, spoil_all
 
@@ -182,6 +185,44 @@ def test_a_real_structure_survives_being_written_and_read(shared_data, tmp_path)
 
 
 @pytest.mark.shared_data
+@pytest.mark.parametrize(
+    "series",
+    [
+        "09_dicom_edge_cases/prostatex/ProstateX-0000_ADC",
+        "09_dicom_edge_cases/ct_torchio_17slices_iop_flipped",
+        "08_dicom_seg/dcmqi/ct-3slice",
+    ],
+)
+def test_labels_on_real_series_come_back(shared_data, tmp_path, series):
+    scan = read_dicom_series(shared_data / series)
+    brightness = scan.volume.data_cijk[0]
+    labels = np.zeros(brightness.shape, dtype=np.uint8)
+    labels[brightness > np.quantile(brightness, 0.7)] = 1
+    labels[: labels.shape[0] // 3, : labels.shape[1] // 3] = 2
+    labels[48:] = labels[:, 48:] = 0
+    scheme = LabelScheme.plain("two", {1: "bright", 2: "corner"})
+    write_rtstruct(
+        LabelMap(labels, scan.volume.grid, scheme), tmp_path / "rt", scan.source, algorithm=MODEL
+    )
+    found, _ = read_rtstruct(tmp_path / "rt", scheme, scan.volume.grid)
+    assert np.array_equal(found.data_ijk, labels)
+
+
+@pytest.mark.shared_data
+def test_references_to_images_that_are_wrong_or_missing_do_not_matter(shared_data):
+    folder = shared_data / DATA / "rt_utils_mim"
+    right, *wrong = (
+        read_structure_set(folder / f"{name}.dcm")
+        for name in ("mim_rtstruct_4roi", "invalid_reference_rt", "non_existent_reference_rt")
+    )
+    for structures in wrong:
+        for one, other in zip(right.rois, structures.rois, strict=True):
+            for first, second in zip(one.contours, other.contours, strict=True):
+                assert np.array_equal(first.points_ras, second.points_ras)
+    assert wrong[1].series == ()
+
+
+@pytest.mark.shared_data
 def test_structures_of_mim_on_a_part_of_their_series_are_read_and_the_rest_is_named(
     shared_data, tmp_path
 ):
@@ -231,9 +272,11 @@ def test_a_structure_set_that_names_another_frame_of_reference_is_refused(shared
 @pytest.mark.shared_data
 def test_what_is_no_structure_set_is_refused(shared_data):
     folder = shared_data / "09_dicom_edge_cases" / "pydicom_single"
-    for name in ("rtdose.dcm", "CT_small.dcm", "zipMR.gz"):
-        with pytest.raises(FormatError, match="an RT structure set with its ROIs"):
+    for name, found in (("rtdose.dcm", "another"), ("CT_small.dcm", "another"), ("zipMR.gz", "")):
+        with pytest.raises(FormatError, match=f"an RT structure set with its ROIs, found {found}"):
             read_structure_set(folder / name)
+    structures = read_structure_set(folder / "rtstruct.dcm")  # without the preamble
+    assert [roi.name for roi in structures.rois]
 
 
 def test_dciodvfy_finds_no_error(written):
@@ -317,6 +360,32 @@ def test_types_and_provenance_are_as_asked(case):
     assert [roi.interpreted_type for roi in structures.rois] == ["ORGAN", "", "GTV"]
     assert {roi.generation_algorithm for roi in structures.rois} == {"MANUAL"}
     assert "ROIGenerationDescription" not in dcmread(path).StructureSetROISequence[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames(DicomSource):
+    """A series in one multi-frame object, one slice of which was interpolated."""
+
+    frame_numbers: tuple[int, ...] | None = None
+    made_up_k: frozenset[int] = frozenset()
+
+
+def test_contours_refer_to_frames_and_not_to_slices_that_no_image_holds(case):
+    source, labels, path = case
+    headers = [copy.deepcopy(header) for header in source.datasets]
+    for header in headers:
+        header.SOPInstanceUID = headers[0].SOPInstanceUID
+    framed = Frames(
+        source.folder, tuple(headers), source.affine_lps, (6, 5, 4, 3, 2, 1), frozenset({2})
+    )
+    write_rtstruct(labels, path, framed, algorithm=MODEL)
+    rt = dcmread(path)
+    study = rt.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    (image,) = study.RTReferencedSeriesSequence[0].ContourImageSequence
+    assert image.ReferencedSOPInstanceUID == headers[0].SOPInstanceUID
+    liver = rt.ROIContourSequence[0].ContourSequence
+    referred = [one.get("ContourImageSequence") for one in liver]
+    assert [each and each[0].ReferencedFrameNumber for each in referred] == [5, None, 3, 2]
 
 
 def test_nothing_found_becomes_regions_without_contours(case):
