@@ -8,6 +8,7 @@ step away (of a plane half-way, the slice of the lower index). Nothing is interp
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ _PARALLEL_STEPS = 0.1
 _ON_PLANE_STEPS = 0.05
 _FLAT_MM = 0.1
 _HALF = 0.5 + 1e-6
-_NEAR_NAME = 0.8
+_NEAR_NAME = 0.85
 _LISTED = 6
 
 
@@ -248,10 +249,7 @@ def _matched(
             chosen[label.value] = roi
     lacking = [label.name for label in scheme.labels if label.value not in chosen]
     for roi in strangers:
-        near = difflib.get_close_matches(
-            plain_name(roi.name), map(plain_name, lacking), n=1, cutoff=_NEAR_NAME
-        )
-        if unknown == "refuse" or near:
+        if unknown == "refuse" or any(_likely_meant(roi.name, name) for name in lacking):
             raise _unknown(roi.name, [label.name for label in scheme.labels], where)
     if strangers and not chosen:
         raise _unknown(strangers[0].name, [label.name for label in scheme.labels], where)
@@ -260,6 +258,18 @@ def _matched(
         more = f" and {len(strangers) - _LISTED} more" if len(strangers) > _LISTED else ""
         notes.append(f"ROIs that the labels do not list are left out: {listed}{more}")
     return chosen, notes
+
+
+def _likely_meant(name: str, label: str) -> bool:
+    """Whether two names are almost the same, and differ neither in their side nor in a number."""
+    first, second = plain_name(name), plain_name(label)
+    if re.findall(r"\d+", first) != re.findall(r"\d+", second):
+        return False
+    for end in (slice(-1, None), slice(1)):
+        rest = slice(-1) if end.start else slice(1, None)
+        if {first[end], second[end]} == {"l", "r"} and first[rest] == second[rest]:
+            return False
+    return difflib.SequenceMatcher(None, first, second).ratio() >= _NEAR_NAME
 
 
 def _unknown(name: str, labels: Sequence[str], where: str) -> FormatError:

@@ -24,7 +24,7 @@ from medseg.io.rtstruct import check_rtstruct, write_rtstruct
 from medseg.io.rtstruct_reading import Contour, Roi, read_structure_set
 from medseg.io.rtstruct_voxels import read_roi_scheme, read_rtstruct, roi_mask
 from medseg.io.scan import DicomSource
-from tests.grids import grids
+from tests.grids import grids, rotation
 from tests.series import ramp, small_series, spoil, spoil_all
 
 MODEL = Algorithm("test model", "1.2")
@@ -285,6 +285,33 @@ def test_dciodvfy_finds_no_error(written):
     told = subprocess.run(["dciodvfy", str(written)], capture_output=True, text=True, check=False)
     assert "RTStructureSet" in told.stderr
     assert "Error" not in told.stdout + told.stderr
+
+
+def test_plastimatch_fills_what_is_written_with_the_same_voxels(tmp_path):
+    if shutil.which("plastimatch") is None:
+        pytest.skip("needs plastimatch, of Debian's package of that name, not installed here")
+    turned = GRID.affine_ras.copy()
+    turned[:3, :3] = rotation((1.0, 0.1, -0.15, 0.2)) @ turned[:3, :3]
+    chance = np.random.default_rng(3)
+    values = chance.integers(0, 100, (1, *GRID.shape_ijk)).astype(np.int16)
+    folder = tmp_path / "series"
+    write_dicom_series(Volume(values, Grid(GRID.shape_ijk, turned)), folder, modality="CT")
+    scan = read_dicom_series(folder)
+    data = (chance.random(GRID.shape_ijk) < 0.9).astype(np.uint8)  # full of holes
+    data[6:9, 6:9] = 2
+    scheme = LabelScheme.plain("two", {1: "sponge", 2: "bar"})
+    labels = LabelMap(data, scan.volume.grid, scheme)
+    write_rtstruct(labels, tmp_path / "rt.dcm", scan.source, algorithm=MODEL)
+    words = ["plastimatch", "convert", "--input", "rt.dcm", "--referenced-ct", "series"]
+    words += ["--output-prefix", "out", "--prefix-format", "nii.gz"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    for value, name in ((1, "sponge"), (2, "bar")):
+        filled = read_nifti(tmp_path / "out" / f"{name}.nii.gz").volume
+        there = filled.grid.world_from_voxel(np.argwhere(filled.data_cijk[0] > 0))
+        voxels = np.rint(labels.grid.voxel_from_world(there)).astype(int)
+        found = np.zeros(data.shape, dtype=bool)
+        found[tuple(voxels.T)] = True
+        assert np.array_equal(found, data == value)
 
 
 # What is written
@@ -698,6 +725,29 @@ def test_rois_can_be_left_out_but_not_all_of_them(written, case):
     assert notes == ("ROIs that the labels do not list are left out: Liver, Größe / left",)
     with pytest.raises(FormatError, match="found 'Liver'"):
         read_rtstruct(written, LabelScheme.plain("no", {1: "aorta"}), case[1].grid, unknown="leave")
+
+
+@pytest.mark.parametrize(
+    ("label", "is_meant"),
+    [
+        ("Parotids L", True),
+        ("parotid_r", False),
+        ("parotid_l 2", False),
+        ("submandibular l", False),
+    ],
+)
+def test_another_side_or_number_is_another_structure(written, case, label, is_meant):
+    def change(rt):
+        rt.StructureSetROISequence[1].ROIName = "Parotid_L"
+
+    spoil(written, change)
+    scheme = LabelScheme.plain("two", {1: "Liver", 2: label})
+    if is_meant:
+        with pytest.raises(FormatError, match="found 'Parotid_L'"):
+            read_rtstruct(written, scheme, case[1].grid, unknown="leave")
+    else:
+        found, _ = read_rtstruct(written, scheme, case[1].grid, unknown="leave")
+        assert set(np.unique(found.data_ijk)) == {0, 1}
 
 
 def test_two_rois_for_one_label_are_refused(written, case):
