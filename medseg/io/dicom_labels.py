@@ -41,11 +41,11 @@ def read_dicom_labels(
 
     Raises:
         FormatError: As :func:`~medseg.io.dicom_seg_reading.read_seg` and
-            :func:`~medseg.io.rtstruct_voxels.read_rtstruct`.
+            :func:`~medseg.io.rtstruct_labels.read_rtstruct`.
         GeometryError: As these.
     """
     if is_rtstruct(path):
-        from medseg.io.rtstruct_voxels import read_rtstruct  # noqa: PLC0415
+        from medseg.io.rtstruct_labels import read_rtstruct  # noqa: PLC0415
 
         frame = None
         if isinstance(source, DicomSource):
@@ -72,7 +72,7 @@ def read_label_scheme(path: Path) -> LabelScheme:
             ``rtstruct-empty``, ``rtstruct-roi-twice``.
     """
     if is_rtstruct(path):
-        from medseg.io.rtstruct_voxels import read_roi_scheme  # noqa: PLC0415
+        from medseg.io.rtstruct_labels import read_roi_scheme  # noqa: PLC0415
 
         return read_roi_scheme(path)
     return read_segment_scheme(path)

@@ -28,8 +28,9 @@ from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg import Algorithm, AlgorithmType, check_provenance, series_number
 from medseg.io.dicom_seg_reading import segment_label
+from medseg.io.rtstruct_labels import read_rtstruct
 from medseg.io.rtstruct_reading import read_structure_set
-from medseg.io.rtstruct_voxels import read_rtstruct, roi_box
+from medseg.io.rtstruct_voxels import roi_box
 from medseg.io.scan import DicomSource
 
 if TYPE_CHECKING:

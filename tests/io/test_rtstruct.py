@@ -1,4 +1,3 @@
-import contextlib
 import copy
 import shutil
 import subprocess
@@ -8,77 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydicom import dcmread
 
 from medseg import NOTICE
-from medseg.core import Code, Grid, Label, LabelMap, LabelScheme, Volume
-from medseg.errors import ConfigError, FormatError, GeometryError, MedsegError
+from medseg.core import Code, Grid, LabelMap, LabelScheme, Volume
+from medseg.errors import ConfigError, FormatError, GeometryError
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_seg import Algorithm
 from medseg.io.dicom_series import read_dicom_series
 from medseg.io.nifti import read_nifti
 from medseg.io.rtstruct import check_rtstruct, write_rtstruct
-from medseg.io.rtstruct_reading import Contour, Roi, read_structure_set
-from medseg.io.rtstruct_voxels import read_roi_scheme, read_rtstruct, roi_mask
+from medseg.io.rtstruct_labels import read_roi_scheme, read_rtstruct
+from medseg.io.rtstruct_reading import Contour, read_structure_set
+from medseg.io.rtstruct_voxels import roi_mask
 from medseg.io.scan import DicomSource
 from tests.grids import grids, rotation
 from tests.series import ramp, small_series, spoil, spoil_all
+from tests.structure_sets import GRID, MODEL, SCHEME, box_roi
 
-MODEL = Algorithm("test model", "1.2")
-ANATOMY = Code("91723000", "SCT", "Anatomical Structure")
-SCHEME = LabelScheme(
-    "organs",
-    (
-        Label(1, "Liver", (153, 76, 51), ANATOMY, Code("10200004", "SCT", "Liver")),
-        Label(2, "Größe \\ left", (10, 200, 30)),
-        Label(300, "läsion", (0, 0, 0)),
-    ),
-)
-GRID = Grid((24, 20, 6), np.diag([-1.5, -1.25, 2.0, 1.0]))
 DATA = "07_dicom_ct_rtstruct"
-
-
-def blocks(grid=GRID):
-    """Two structures, one with a hole and one in that hole, one at the border of the image."""
-    data = np.zeros(grid.shape_ijk, dtype=np.uint16)
-    data[4:16, 3:15, 1:5] = 1
-    data[8:12, 7:11, 1:5] = 0
-    data[9:11, 8:10, 2:4] = 300
-    data[20:, 16:, 0:2] = 2
-    return data
-
-
-@pytest.fixture
-def case(tmp_path):
-    """A series, its scan, labels on it and where the structure set goes."""
-    volume = Volume(np.arange(24 * 20 * 6, dtype=np.int16).reshape(1, 24, 20, 6), GRID)
-    write_dicom_series(volume, tmp_path / "series", modality="CT")
-    scan = read_dicom_series(tmp_path / "series")
-    labels = LabelMap(blocks(), scan.volume.grid, SCHEME)
-    return scan.source, labels, tmp_path / "rt.dcm"
-
-
-@pytest.fixture
-def written(case):
-    source, labels, path = case
-    write_rtstruct(labels, path, source, algorithm=MODEL)
-    return path
-
-
-def contour_of(path, roi=0, contour=0):
-    return dcmread(path).ROIContourSequence[roi].ContourSequence[contour]
-
-
-def box_roi(lows, name="box", **changes):
-    """A square in each plane, given by its lowest corner in world mm."""
-    steps = np.array([[0, 0, 0], [6, 0, 0], [6, 5, 0], [0, 5, 0]], dtype=float)
-    contours = tuple(Contour(np.array(low, dtype=float) + steps) for low in lows)
-    values = {"number": 1, "rgb": None, "interpreted_type": "", "generation_algorithm": ""}
-    values |= {"concept": None, "frame_of_reference": "1.2", "contours": contours}
-    return Roi(name=name, **(values | changes))
 
 
 # Laws
@@ -279,10 +229,10 @@ def test_what_is_no_structure_set_is_refused(shared_data):
     assert [roi.name for roi in structures.rois]
 
 
-def test_dciodvfy_finds_no_error(written):
+def test_dciodvfy_finds_no_error(rt_file):
     if shutil.which("dciodvfy") is None:
         pytest.skip("needs dciodvfy of Debian's package dicom3tools, which is not installed here")
-    told = subprocess.run(["dciodvfy", str(written)], capture_output=True, text=True, check=False)
+    told = subprocess.run(["dciodvfy", str(rt_file)], capture_output=True, text=True, check=False)
     assert "RTStructureSet" in told.stderr
     assert "Error" not in told.stdout + told.stderr
 
@@ -317,9 +267,9 @@ def test_plastimatch_fills_what_is_written_with_the_same_voxels(tmp_path):
 # What is written
 
 
-def test_the_structure_set_says_what_it_was_made_from_and_how(case, written):
-    source, _, _ = case
-    rt, header = dcmread(written), source.datasets[0]
+def test_the_structure_set_says_what_it_was_made_from_and_how(rt_case, rt_file):
+    source, _, _ = rt_case
+    rt, header = dcmread(rt_file), source.datasets[0]
     for name in ("StudyInstanceUID", "PatientID", "PatientName", "StudyDate", "StudyID"):
         assert rt.get(name) == header.get(name), name
     assert rt.SeriesInstanceUID != header.SeriesInstanceUID
@@ -340,7 +290,7 @@ def test_the_structure_set_says_what_it_was_made_from_and_how(case, written):
             assert np.allclose(points[:, 2], source.datasets[k].ImagePositionPatient[2], atol=1e-3)
             assert contour.NumberOfContourPoints == len(points)
             assert contour.ContourGeometricType == "CLOSED_PLANAR"
-    structures = read_structure_set(written)
+    structures = read_structure_set(rt_file)
     assert [(roi.number, roi.name, roi.rgb) for roi in structures.rois] == [
         (1, "Liver", (153, 76, 51)),
         (2, "Größe / left", (10, 200, 30)),
@@ -355,8 +305,8 @@ def test_the_structure_set_says_what_it_was_made_from_and_how(case, written):
     assert len(structures.rois[0].contours) == 4
 
 
-def test_identifiers_come_of_the_content(case, tmp_path):
-    source, labels, _ = case
+def test_identifiers_come_of_the_content(rt_case, tmp_path):
+    source, labels, _ = rt_case
     uids = []
     for name, model, data in (
         ("a", MODEL, labels),
@@ -371,8 +321,8 @@ def test_identifiers_come_of_the_content(case, tmp_path):
     assert len({uid for pair in uids for uid in pair}) == 6
 
 
-def test_types_and_provenance_are_as_asked(case):
-    source, labels, path = case
+def test_types_and_provenance_are_as_asked(rt_case):
+    source, labels, path = rt_case
     write_rtstruct(
         labels,
         path,
@@ -397,8 +347,8 @@ class Frames(DicomSource):
     made_up_k: frozenset[int] = frozenset()
 
 
-def test_contours_refer_to_frames_and_not_to_slices_that_no_image_holds(case):
-    source, labels, path = case
+def test_contours_refer_to_frames_and_not_to_slices_that_no_image_holds(rt_case):
+    source, labels, path = rt_case
     headers = [copy.deepcopy(header) for header in source.datasets]
     for header in headers:
         header.SOPInstanceUID = headers[0].SOPInstanceUID
@@ -415,8 +365,8 @@ def test_contours_refer_to_frames_and_not_to_slices_that_no_image_holds(case):
     assert [each and each[0].ReferencedFrameNumber for each in referred] == [5, None, 3, 2]
 
 
-def test_nothing_found_becomes_regions_without_contours(case):
-    source, labels, path = case
+def test_nothing_found_becomes_regions_without_contours(rt_case):
+    source, labels, path = rt_case
     empty = LabelMap(np.zeros_like(labels.data_ijk), labels.grid, SCHEME)
     write_rtstruct(empty, path, source, algorithm=MODEL)
     structures = read_structure_set(path)
@@ -438,16 +388,16 @@ def test_nothing_found_becomes_regions_without_contours(case):
         ({"algorithm_type": "MANUAL"}, "algorithm-type"),
     ],
 )
-def test_what_cannot_be_said_is_refused_before_anything_is_written(case, options, code):
-    source, labels, path = case
+def test_what_cannot_be_said_is_refused_before_anything_is_written(rt_case, options, code):
+    source, labels, path = rt_case
     with pytest.raises(ConfigError) as refused:
         write_rtstruct(labels, path, source, algorithm=MODEL, **options)
     assert refused.value.code == code
     assert not path.exists()
 
 
-def test_labels_of_another_grid_are_refused(case):
-    source, labels, path = case
+def test_labels_of_another_grid_are_refused(rt_case):
+    source, labels, path = rt_case
     moved = labels.grid.affine_ras.copy()
     moved[0, 3] += 0.5
     for grid, found in ((Grid(labels.grid.shape_ijk, moved), "0.500 mm away"), (None, "shape")):
@@ -474,344 +424,47 @@ def test_a_series_without_frame_of_reference_is_refused(tmp_path):
 # Reading back
 
 
-def test_a_structure_that_came_out_otherwise_is_told(case, written):
-    source, labels, _ = case
+def test_a_structure_that_came_out_otherwise_is_told(rt_case, rt_file):
+    source, labels, _ = rt_case
     data = labels.data_ijk.copy()
     data[4, 3, 1] = 0
-    check_rtstruct(written, LabelMap(data, labels.grid, SCHEME), source, where="it")
+    check_rtstruct(rt_file, LabelMap(data, labels.grid, SCHEME), source, where="it")
     few = np.zeros_like(data)
     few[5:7, 4:6, 2] = 2
     few_labels = LabelMap(few, labels.grid, SCHEME)
-    write_rtstruct(few_labels, written, source, algorithm=MODEL)
+    write_rtstruct(few_labels, rt_file, source, algorithm=MODEL)
     one_less = few.copy()
     one_less[5, 4, 2] = 0
     # a Dice of 0.86, but the surfaces of so small a structure are near each other
-    check_rtstruct(written, LabelMap(one_less, labels.grid, SCHEME), source, where="it")
+    check_rtstruct(rt_file, LabelMap(one_less, labels.grid, SCHEME), source, where="it")
     far = LabelMap(np.roll(few, 3, axis=0), labels.grid, SCHEME)
     with pytest.raises(FormatError, match=r"found a Dice of 0\.000 and surfaces 3\.75 mm") as told:
-        check_rtstruct(written, far, source, where="it")
+        check_rtstruct(rt_file, far, source, where="it")
     assert told.value.code == "verify-labels"
     with pytest.raises(FormatError, match="contours of 3 structures, found of 1"):
-        check_rtstruct(written, labels, source, where="it")
+        check_rtstruct(rt_file, labels, source, where="it")
 
 
-def test_another_frame_of_reference_or_a_damaged_file_is_told(case, written):
-    source, labels, _ = case
+def test_another_frame_of_reference_or_a_damaged_file_is_told(rt_case, rt_file):
+    source, labels, _ = rt_case
 
     def change(rt):
         for roi in rt.StructureSetROISequence:
             roi.ReferencedFrameOfReferenceUID = "1.2.3"
 
-    spoil(written, change)
+    spoil(rt_file, change)
     with pytest.raises(GeometryError, match="the frame of reference of the source") as told:
-        check_rtstruct(written, labels, source, where="it")
+        check_rtstruct(rt_file, labels, source, where="it")
     assert told.value.code == "verify-geometry"
-    written.write_bytes(written.read_bytes()[:700])
+    rt_file.write_bytes(rt_file.read_bytes()[:700])
     with pytest.raises(FormatError) as told:
-        check_rtstruct(written, labels, source, where="it")
+        check_rtstruct(rt_file, labels, source, where="it")
     assert told.value.code == "verify-labels"
 
 
-def test_a_file_that_does_not_pass_never_appears(case, monkeypatch):
-    source, labels, path = case
+def test_a_file_that_does_not_pass_never_appears(rt_case, monkeypatch):
+    source, labels, path = rt_case
     monkeypatch.setattr("medseg.io.rtstruct.trace_mask", lambda mask: [np.eye(3, 2) * 0.1])
     with pytest.raises(FormatError, match="Dice of at least"):
         write_rtstruct(labels, path, source, algorithm=MODEL)
     assert [one.name for one in path.parent.iterdir()] == ["series"]
-
-
-# What other programs write
-
-
-def test_points_and_open_contours_are_left_out_with_a_note(written, case):
-    def change(rt):
-        contours = rt.ROIContourSequence[0].ContourSequence
-        contours[0].ContourGeometricType = "POINT"
-        contours[1].ContourGeometricType = "OPEN_PLANAR"
-        contours[2].ContourData = contours[2].ContourData[:6]
-
-    spoil(written, change)
-    roi = read_structure_set(written).rois[0]
-    assert roi.notes == (
-        "Liver: 1 closed contour of fewer than three points left out",
-        "Liver: 1 open contour left out",
-        "Liver: 1 point left out",
-    )
-    assert len(roi.contours) == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        (["1", "2", "3", "4"], "no multiple of three"),
-        (["nan"] * 9, "NaN or infinity"),
-        (["1e300"] * 9, "one more than 100 m from the origin"),
-    ],
-)
-def test_points_that_are_no_points_are_refused(written, value, found):
-    def change(rt):
-        rt.ROIContourSequence[0].ContourSequence[0].ContourData = value
-
-    spoil(written, change)
-    with pytest.raises(FormatError, match=found) as refused:
-        read_structure_set(written)
-    assert refused.value.code == "rtstruct-contours"
-
-
-@settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
-@given(st.data())
-def test_whatever_is_damaged_is_refused_or_read_and_nothing_else(written, case, data):
-    content = bytearray(written.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(132, len(content) - 1))
-        content[place] = data.draw(st.integers(0, 255))
-    damaged = written.with_name("damaged.dcm")
-    damaged.write_bytes(content[: data.draw(st.integers(132, len(content)))])
-    with contextlib.suppress(MedsegError):
-        read_rtstruct(damaged, SCHEME, case[1].grid, overlaps="smaller", unknown="leave")
-
-
-def test_text_in_place_of_numbers_is_refused(written):
-    content = written.read_bytes()
-    data = contour_of(written).ContourData
-    first = f"{data[0]}\\{data[1]}".encode()
-    assert content.count(first) >= 1
-    written.write_bytes(content.replace(first, b"x" * len(first), 1))
-    with pytest.raises(FormatError, match="text that is no number"):
-        read_structure_set(written)
-
-
-def test_a_set_without_lists_or_with_two_rois_of_one_number_is_refused(written, tmp_path):
-    def delete(rt):
-        del rt.ROIContourSequence[0].ReferencedROINumber
-
-    def twice(rt):
-        rt.StructureSetROISequence[1].ROINumber = 1
-
-    for change in (delete, twice):
-        spoil(written, change, tmp_path / "spoilt.dcm")
-        with pytest.raises(FormatError) as refused:
-            read_structure_set(tmp_path / "spoilt.dcm")
-        assert refused.value.code == "rtstruct-unreadable"
-
-
-def test_what_a_file_does_not_say_stays_open(written):
-    def change(rt):
-        del rt.RTROIObservationsSequence
-        rt.ROIContourSequence[0].ROIDisplayColor = [300, 0, 0]
-        rt.ROIContourSequence[2].ReferencedROINumber = 9
-        del rt.StructureSetROISequence[1].ROIName
-        for roi in rt.StructureSetROISequence:
-            del roi.ReferencedFrameOfReferenceUID
-
-    spoil(written, change)
-    structures = read_structure_set(written)
-    assert structures.notes == ("1 ROIs with contours but without a name are left out",)
-    first, second, third = structures.rois
-    assert (first.rgb, first.interpreted_type, first.concept) == (None, "", None)
-    assert second.name == "ROI 2"
-    assert third.contours == ()
-    frame = dcmread(written).ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID
-    assert first.frame_of_reference == frame, "the only one that the file lists"
-
-
-def test_a_slab_and_an_offset_are_respected(written, case):
-    def change(rt):
-        contour = rt.ROIContourSequence[1].ContourSequence[0]
-        contour.ContourSlabThickness = 2.5
-        contour.ContourOffsetVector = [0, 0, 4]
-
-    before = read_structure_set(written).rois[1].contours[0]
-    spoil(written, change)
-    after = read_structure_set(written).rois[1].contours[0]
-    assert (before.slab_mm, after.slab_mm) == (None, 2.5)
-    assert np.allclose(after.points_ras - before.points_ras, [0, 0, 4])
-
-
-# Contours and slices that do not coincide, worked on paper
-
-BOXES = Grid((10, 10, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
-
-
-def heights_of(mask):
-    return np.flatnonzero(mask.any(axis=(0, 1))).tolist()
-
-
-def test_contours_between_slices_go_to_the_nearest_and_are_told():
-    mask, notes = roi_mask(box_roi([(1.5, 1.5, z + 0.5) for z in (2, 4, 6)]), BOXES)
-    assert heights_of(mask) == [1, 2, 3]
-    assert notes == [
-        "box: 3 contours between slices, up to 0.50 mm from the nearest, which is taken"
-    ]
-    half_way, _ = roi_mask(box_roi([(1.5, 1.5, z + 1.0) for z in (2, 4, 6)]), BOXES)
-    assert heights_of(half_way) == [1, 2, 3], "the slice of the lower index"
-
-
-def test_of_planes_closer_than_slices_the_nearest_to_each_slice_counts():
-    lows = [(1.5 + 0.1 * z, 1.5, z) for z in np.arange(1.2, 8.0, 0.7)]
-    mask, notes = roi_mask(box_roi(lows), BOXES)
-    assert heights_of(mask) == [1, 2, 3, 4]
-    assert {np.count_nonzero(mask[:, :, k]) for k in heights_of(mask)} == {30}
-    assert notes[0] == "box: 6 contours left out where planes are closer together than slices"
-
-
-def test_slices_left_out_are_named_and_a_contour_on_every_second_is_refused():
-    mask, notes = roi_mask(box_roi([(1.5, 1.5, 2.0 * k) for k in (1, 2, 4, 5)]), BOXES)
-    assert heights_of(mask) == [1, 2, 4, 5]
-    assert notes == ["box: slices along K without a contour between others: 3"]
-    sheets = box_roi([(1.5, 1.5, 2.0 * k) for k in (1, 3, 5)])
-    with pytest.raises(FormatError, match="contours on every 2th slice along K") as refused:
-        roi_mask(sheets, BOXES)
-    assert refused.value.code == "rtstruct-gaps"
-    assert heights_of(roi_mask(sheets, BOXES, allow_gaps=True)[0]) == [1, 3, 5]
-
-
-def test_contours_outside_the_image_are_counted_and_copies_taken_once():
-    lows = [(1.5, 1.5, 2.0 * k) for k in (-1, 0, 0, 1, 8, 9)]
-    mask, notes = roi_mask(box_roi(lows), BOXES)
-    assert heights_of(mask) == [0, 1]
-    assert np.count_nonzero(mask[:, :, 0]) == 30, "not excluded by its copy"
-    assert notes == ["box: 3 contours outside the image left out"]
-
-
-def test_contours_that_overlap_in_part_are_joined_with_a_note():
-    mask, notes = roi_mask(box_roi([(0.5, 0.5, 2), (2.5, 2.5, 2)]), BOXES)
-    assert np.count_nonzero(mask) == 30 + 30 - 4 * 3
-    assert notes == ["box: contours that overlap in part are joined in slice 1"]
-
-
-def test_a_contour_without_a_centre_inside_is_told():
-    tiny = tuple(Contour(0.3 + 0.1 * one.points_ras / 6) for one in box_roi([(0, 0, 0)]).contours)
-    mask, notes = roi_mask(box_roi([], contours=tiny), BOXES)
-    assert not mask.any()
-    assert notes[-1] == "box: no centre of a voxel lies inside its contours"
-
-
-def test_contours_of_several_orientations_are_refused():
-    flat = box_roi([(1.5, 1.5, 2.0)]).contours
-    upright = Contour(flat[0].points_ras[:, [0, 2, 1]])
-    with pytest.raises(FormatError, match="flat contours in parallel planes") as refused:
-        roi_mask(box_roi([], contours=(*flat, upright)), BOXES)
-    assert refused.value.code == "rtstruct-planes"
-
-
-# Names, overlaps and places
-
-
-def test_names_match_whatever_their_capitals_and_spaces(written, case):
-    renamed = LabelScheme.plain("other", {5: "LIVER", 6: "größe/left", 9: "Läsion "})
-    found, _ = read_rtstruct(written, renamed, case[1].grid)
-    table = np.zeros(301, dtype=np.uint16)
-    table[[1, 2, 300]] = [5, 6, 9]
-    assert np.array_equal(found.data_ijk, table[case[1].data_ijk])
-
-
-def test_a_roi_that_no_label_names_is_refused_with_the_nearest(written, case):
-    scheme = LabelScheme.plain("one", {1: "Livers", 2: "Größe / left", 3: "läsion"})
-    with pytest.raises(FormatError, match=r"\(nearest: Livers\), found 'Liver'") as refused:
-        read_rtstruct(written, scheme, case[1].grid)
-    assert refused.value.code == "rtstruct-roi-unknown"
-    with pytest.raises(FormatError, match="nearest: Livers"):  # likely meant, so never left out
-        read_rtstruct(written, scheme, case[1].grid, unknown="leave")
-
-
-def test_rois_can_be_left_out_but_not_all_of_them(written, case):
-    found, notes = read_rtstruct(
-        written, LabelScheme.plain("one", {1: "läsion"}), case[1].grid, unknown="leave"
-    )
-    assert np.array_equal(found.data_ijk == 1, case[1].data_ijk == 300)
-    assert notes == ("ROIs that the labels do not list are left out: Liver, Größe / left",)
-    with pytest.raises(FormatError, match="found 'Liver'"):
-        read_rtstruct(written, LabelScheme.plain("no", {1: "aorta"}), case[1].grid, unknown="leave")
-
-
-@pytest.mark.parametrize(
-    ("label", "is_meant"),
-    [
-        ("Parotids L", True),
-        ("parotid_r", False),
-        ("parotid_l 2", False),
-        ("submandibular l", False),
-    ],
-)
-def test_another_side_or_number_is_another_structure(written, case, label, is_meant):
-    def change(rt):
-        rt.StructureSetROISequence[1].ROIName = "Parotid_L"
-
-    spoil(written, change)
-    scheme = LabelScheme.plain("two", {1: "Liver", 2: label})
-    if is_meant:
-        with pytest.raises(FormatError, match="found 'Parotid_L'"):
-            read_rtstruct(written, scheme, case[1].grid, unknown="leave")
-    else:
-        found, _ = read_rtstruct(written, scheme, case[1].grid, unknown="leave")
-        assert set(np.unique(found.data_ijk)) == {0, 1}
-
-
-def test_two_rois_for_one_label_are_refused(written, case):
-    def change(rt):
-        rt.StructureSetROISequence[1].ROIName = "LIVER"
-
-    spoil(written, change)
-    for read in (
-        lambda: read_rtstruct(written, SCHEME, case[1].grid),
-        lambda: read_roi_scheme(written),
-    ):
-        with pytest.raises(FormatError, match="'Liver' and 'LIVER'") as refused:
-            read()
-        assert refused.value.code == "rtstruct-roi-twice"
-
-
-@pytest.fixture
-def overlapping(written):
-    """The liver without its hole: the lesion lies in it."""
-
-    def change(rt):
-        for contour in rt.ROIContourSequence[0].ContourSequence:
-            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
-            (low, high), z = (points.min(axis=0), points.max(axis=0)), points[0, 2]
-            square = [[low[0], low[1], z], [high[0], low[1], z], [high[0], high[1], z]]
-            contour.ContourData = [f"{x:.3f}" for x in np.ravel([*square, [low[0], high[1], z]])]
-
-    spoil(written, change)
-    return written
-
-
-def test_overlaps_are_refused_or_settled_as_asked(overlapping, case):
-    grid = case[1].grid
-    with pytest.raises(FormatError, match="8 voxels in 'Liver' and 'läsion'") as refused:
-        read_rtstruct(overlapping, SCHEME, grid)
-    assert refused.value.code == "rtstruct-overlap"
-    found, notes = read_rtstruct(overlapping, SCHEME, grid, overlaps="smaller")
-    assert np.array_equal(found.data_ijk == 300, case[1].data_ijk == 300)
-    assert notes == ("läsion lies on top of Liver in 8 voxels",)
-    assert np.array_equal(
-        read_rtstruct(overlapping, SCHEME, grid, overlaps="order")[0].data_ijk, found.data_ijk
-    )
-    turned = LabelScheme.plain("turned", {1: "läsion", 2: "Größe / left", 3: "Liver"})
-    with pytest.raises(FormatError, match="'läsion' wholly under others") as refused:
-        read_rtstruct(overlapping, turned, grid, overlaps="order")
-    assert refused.value.code == "rtstruct-hidden"
-    masks = {roi.name: roi_mask(roi, grid)[0] for roi in read_structure_set(overlapping).rois}
-    assert np.count_nonzero(masks["Liver"] & masks["läsion"]) == 8
-
-
-def test_contours_far_from_the_image_are_refused(written, case):
-    moved = case[1].grid.affine_ras.copy()
-    moved[:3, 3] += 300.0
-    with pytest.raises(GeometryError, match="contours around voxels of the image") as refused:
-        read_rtstruct(written, SCHEME, Grid(case[1].grid.shape_ijk, moved))
-    assert refused.value.code == "rtstruct-off-grid"
-
-
-def test_a_frame_of_reference_that_is_not_said_is_no_reason_to_refuse(written, case):
-    def change(rt):
-        del rt.ReferencedFrameOfReferenceSequence
-        for roi in rt.StructureSetROISequence:
-            del roi.ReferencedFrameOfReferenceUID
-
-    spoil(written, change)
-    found, _ = read_rtstruct(written, SCHEME, case[1].grid, frame_of_reference="1.2.3")
-    assert np.array_equal(found.data_ijk, case[1].data_ijk)
