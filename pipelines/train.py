@@ -23,6 +23,7 @@ from pipelines.run_folder import (
     check_run_folder,
     check_writable,
     earlier_run,
+    record_of_finished,
     remove_leftovers,
 )
 from pipelines.shipped import find_config
@@ -95,7 +96,7 @@ def train_from_command(
             resume=resume,
             device=place,
         )
-        if result.finished and Ranks().first:
+        if result.finished and not result.finished_before and Ranks().first:
             cases = read_data(settings, data or Path(settings.data.root))
             with suppress(Cancelled):  # the model is there
                 write_training_report(result, settings, cases, listener)
@@ -143,13 +144,15 @@ def train(
         data_root: Dataset folder instead of ``settings.data.root``.
         data: Cases already read and divided, instead of those that the settings name.
         budget_s: Wall-clock seconds that choosing the precision, training and the validations in
-            between may take; the schedule is stretched to it and it replaces epochs and steps.
+            between may take; the schedule is stretched to it and it replaces epochs and steps. A
+            continued run may be given more than it was begun with.
             Reading the cases before and the validation after the end come on top.
         listener: Progress; its wish to stop ends the training after the current step, with a model
             marked as unfinished.
         overwrite: Whether an earlier run in the folder is removed.
         resume: Whether to go on with the run in the folder, from its last checkpoint and with its
-            settings and what is left of its budget. Where none was begun, a new one is.
+            settings and what is left of its budget. Where none was begun, a new one is; one with
+            nothing left to do is left as it is.
         device: Where to train; that of the settings if None.
 
     Raises:
@@ -172,7 +175,12 @@ def train(
 
     ranks.by_first(check_folder)
     earlier = earlier_run(run_folder, settings, hearer) if resume else None
+    record = None
+    if earlier is not None:
+        record = record_of_finished(run_folder, earlier, settings, budget_s)
     ranks.told(None)  # nobody writes before everybody has read
+    if record is not None:
+        return TrainResult.of_record(run_folder, record)
     root = data_root or Path(settings.data.root)
     rng_devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=rng_devices), plain_tensors():
@@ -188,8 +196,7 @@ def train(
             hearer.noted(f"going on after step {earlier.checkpoint.step}")
         folder = RunFolder.of(run_folder, settings, root)
         if earlier is not None:
-            text = (run_folder / CONFIG_NAME).read_text(encoding="utf-8")
-            folder = RunFolder(run_folder, text)
+            folder = RunFolder(run_folder, earlier.config_yaml)
         session = TrainingSession(settings, data, folder, place, network, hearer, ranks, earlier)
         return session.run(budget_s, overwrite=overwrite)
 
