@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medseg.data.datalist import DataList, read_datalist
+from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.models.table import build_volume_network
 from medseg.ops.device import choose_device
@@ -188,6 +189,8 @@ def train(
         network = build_volume_network(settings.network, settings.inputs)
         check_extents(settings, network)
         # what is wrong with the network is told before the dataset is opened
+        if data is None and data_root is None and earlier is not None:
+            _check_place(run_folder, settings, earlier.settings)
         data = data or read_data(settings, root)
         check_data(settings, data)
         if earlier is None or earlier.checkpoint is None:
@@ -199,6 +202,20 @@ def train(
             folder = RunFolder(run_folder, earlier.config_yaml)
         session = TrainingSession(settings, data, folder, place, network, hearer, ranks, earlier)
         return session.run(budget_s, overwrite=overwrite)
+
+
+def _check_place(run_folder: Path, settings: RunSettings, begun: RunSettings) -> None:
+    """Say what a run knows of its dataset's place, where its own settings go on with it."""
+    root = settings.data.root
+    if root == begun.data.root and not Path(root).exists():
+        raise ConfigError(
+            str(run_folder),
+            expected="the dataset that the run was begun with",
+            found=f"no folder {root!r} here",
+            remedy="a run keeps the name of the dataset's folder and no path to it: name it with "
+            "--data FOLDER",
+            code="dataset-missing",
+        )
 
 
 def read_data(settings: RunSettings, root: Path) -> DataList:

@@ -323,6 +323,17 @@ def test_the_command_goes_on_with_a_run_named_by_its_folder(tmp_path, root, monk
     assert len(result.losses) == 2
 
 
+def test_a_run_named_by_its_folder_says_that_it_does_not_know_where_the_data_lie(broken, root):
+    begun = (broken / "config.yaml").read_text()
+    assert yaml.safe_load(begun)["data"]["root"] == "Balls"
+    assert str(root.parent) not in begun
+    lost = CliRunner().invoke(app, ["train", str(broken), "--resume"])
+    assert lost.exit_code == 2
+    words = "found no folder 'Balls' here; a run keeps the name of the dataset's folder and no path"
+    assert words in lost.stderr
+    assert "name it with --data FOLDER [dataset-missing]" in lost.stderr
+
+
 def test_a_wish_to_stop_while_reading_leaves_the_run_as_it_was(broken, root):
     before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
 
