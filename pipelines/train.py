@@ -27,7 +27,7 @@ from pipelines.run_folder import (
     record_of_finished,
     remove_leftovers,
 )
-from pipelines.shipped import find_config
+from pipelines.shipped import find_config, shipped_configs
 from pipelines.torchrun import processes_together
 from pipelines.training_checks import (
     check_data,
@@ -61,7 +61,7 @@ def train_from_command(
 ) -> TrainResult:
     """Train as the command line asks, with bars on stderr, and write the report of the training.
 
-    Ctrl-C stops after the current step.
+    Ctrl-C stops after the current step; the report then says that the run was interrupted.
 
     Args:
         config: A YAML file or the name of a shipped configuration; with ``resume`` also the folder
@@ -97,7 +97,7 @@ def train_from_command(
             resume=resume,
             device=place,
         )
-        if result.finished and not result.finished_before and Ranks().first:
+        if result.steps and not result.finished_before and Ranks().first:
             cases = read_data(settings, data or Path(settings.data.root))
             with suppress(Cancelled):  # the model is there
                 write_training_report(result, settings, cases, listener)
@@ -115,6 +115,8 @@ def settings_from_command(
     if resume and (Path(config) / CONFIG_NAME).is_file():
         path, folder = Path(config) / CONFIG_NAME, out or Path(config)
     else:
+        if resume:
+            _check_is_run(config)
         path = find_config(config)
         folder = out or Path("runs") / path.stem
     content = load_settings(path).model_dump(mode="json")
@@ -123,6 +125,28 @@ def settings_from_command(
     if device is not None:
         content["training"]["device"] = device
     return parse_settings(content, where=str(path)), folder
+
+
+def _check_is_run(config: str) -> None:
+    """Say of what looks like a folder that it is none of a run."""
+    place = Path(config)
+    if config in shipped_configs() or place.is_file():
+        return
+    if place.is_dir() or (place.name != config and not place.suffix):
+        folds = (place / "folds.json").is_file()
+        if folds:
+            found = "a folder of folds"
+        else:
+            found = f"one without {CONFIG_NAME}" if place.is_dir() else "no such folder"
+        raise ConfigError(
+            config,
+            expected=f"the folder of a run, with {CONFIG_NAME}, or a configuration",
+            found=found,
+            remedy="go on with the folds by medseg train CONFIG --cv --resume --out FOLDER"
+            if folds
+            else "correct the path, or give the configuration and the folder with --out",
+            code="resume-folder",
+        )
 
 
 def train(

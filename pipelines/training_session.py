@@ -212,8 +212,8 @@ class TrainingSession:
             ).run()
             best = self._take_best(stepper, outcome)
             scores = self._final_scores(stepper, validator, outcome)
-            if scores is not None and log is not None:
-                if outcome.losses or not log.validations:
+            if log is not None and outcome.steps:
+                if scores is not None and (outcome.losses or not log.validations):
                     log.validated(
                         step=outcome.steps,
                         epoch=outcome.epochs,

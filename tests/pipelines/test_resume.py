@@ -323,6 +323,27 @@ def test_the_command_goes_on_with_a_run_named_by_its_folder(tmp_path, root, monk
     assert len(result.losses) == 2
 
 
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ((), "runs/nothing: expected the folder of a run, with config.yaml, or a configuration"),
+        ((), "found no such folder; correct the path"),
+        (("notes.txt",), "found one without config.yaml; correct the path"),
+        (("folds.json",), "found a folder of folds; go on with the folds by medseg train CONFIG"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_told_so(tmp_path, monkeypatch, made, words):
+    monkeypatch.chdir(tmp_path)
+    for name in made:
+        (tmp_path / "runs" / "nothing").mkdir(parents=True)
+        (tmp_path / "runs" / "nothing" / name).write_text("{}")
+    result = CliRunner().invoke(app, ["train", "runs/nothing", "--resume"])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "[resume-folder]" in result.stderr
+    assert "one of " not in result.stderr, "no list of configurations"
+
+
 def test_a_run_named_by_its_folder_says_that_it_does_not_know_where_the_data_lie(broken, root):
     begun = (broken / "config.yaml").read_text()
     assert yaml.safe_load(begun)["data"]["root"] == "Balls"
