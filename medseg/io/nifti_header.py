@@ -131,8 +131,15 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
     )
 
 
-def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]:
+def header_grid(
+    path: Path, header: NiftiHeader, *, sheared: bool = False
+) -> tuple[Grid, tuple[str, ...]]:
     """The grid that a header describes, with notes on how it was found.
+
+    Args:
+        path: The file, for messages.
+        header: Of the file.
+        sheared: Whether axes at any angle are kept.
 
     Raises:
         GeometryError: If the affine cannot be right, is sheared or not in millimetres.
@@ -149,7 +156,7 @@ def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]
     sform = header.fields.get_sform() if int(header.fields["sform_code"]) > 0 else None
     qform, problem = _qform(header) if int(header.fields["qform_code"]) > 0 else (None, "")
     if sform is not None:
-        grid, notes = checked_grid(str(path), header.shape_ijk, sform)
+        grid, notes = checked_grid(str(path), header.shape_ijk, sform, sheared=sheared)
         stated = f"geometry from the sform (code {int(header.fields['sform_code'])})"
         stated_otherwise = _pixdim_notes(grid, header)
         return grid, (stated, *stated_otherwise, *_qform_notes(grid, qform, problem), *notes)
