@@ -23,12 +23,21 @@ from typing import BinaryIO
 from medseg.errors import FormatError, MedsegError, ResourceError
 from medseg.io.dicom_quiet import quiet_dicom
 
-__all__ = ["MOST_BYTES", "MOST_FILES", "MOST_RATIO", "StudyFile", "is_study_file", "list_study"]
+__all__ = [
+    "MOST_BYTES",
+    "MOST_FILES",
+    "MOST_MEMBER_BYTES",
+    "MOST_RATIO",
+    "StudyFile",
+    "is_study_file",
+    "list_study",
+]
 
 MOST_FILES = 200_000
 MOST_BYTES = 64 << 30
+MOST_MEMBER_BYTES = 4 << 30
 MOST_RATIO = 200
-"""Limits of a zip: entries, bytes unpacked, and how many times its size an entry may grow."""
+"""Limits of a zip: entries, bytes unpacked, those of one entry, and how many times it may grow."""
 
 _SMALL_BYTES = 1 << 20  # empty slices may well shrink to nothing
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -192,6 +201,11 @@ def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
         if member.flag_bits & 0x1:
             raise _refused_zip(
                 where, "files without a password", f"{this} has one", code="zip-encrypted"
+            )
+        if member.file_size > MOST_MEMBER_BYTES:
+            found = f"{this} of {member.file_size / 2**30:.1f} GiB"
+            raise _refused_zip(
+                where, f"files of at most {MOST_MEMBER_BYTES >> 30} GiB", found, code="zip-size"
             )
         allowed = max(_SMALL_BYTES, MOST_RATIO * member.compress_size)
         if member.file_size > allowed:

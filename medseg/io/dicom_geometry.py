@@ -41,6 +41,8 @@ TILT_NOTED_DEG = 0.05
 TILT_DEG = 0.5
 # Gantries tilt by 30 degrees at most; positions that lean more are no stack of slices.
 MOST_TILT_DEG = 60.0
+# Millimetres, factors, becquerels: a header that says more is damaged.
+LARGEST_NUMBER = 1e15
 # Of a slice; a header that says more is damaged.
 MOST_PIXELS = 1 << 28
 # How many times as many slices may be made up where slices are missing.
@@ -237,7 +239,7 @@ def numbers_of(
             remedy="export the series again from its archive, with its geometry",
             code="dicom-tag-missing",
         )
-    if values.size != count or not np.isfinite(values).all():
+    if values.size != count or not (np.abs(values) <= LARGEST_NUMBER).all():  # nor are NaN
         raise FormatError(
             where,
             expected=f"{count} finite numbers in {tag}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from medseg.errors import FormatError, MedsegError
-from medseg.io.dicom_files import StudyFile
+from medseg.io.dicom_files import MOST_RATIO, StudyFile
 from medseg.io.dicom_quiet import quiet_dicom
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 # A data set without a preamble begins with group 0002 or 0008, in either byte order.
 _BARE_BEGINNINGS = (b"\x08\x00", b"\x02\x00", b"\x00\x08")
 _MOST_THREADS = 16
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_META_BYTES = 1024  # where the transfer syntax is found
+_PART_BYTES = 1 << 20
+_SMALL_BYTES = 64 << 20
 # What is looked at to tell what a file is; an element is decoded, and may fail, only then.
 _LOOKED_AT = (
     "BitsStored",
@@ -186,12 +191,14 @@ def _read_header(
     file: StudyFile, where: str, keys: list[str | tuple[int, int]]
 ) -> Header | FormatError | None:
     """The header of a DICOM file, None for any other file, an error for a damaged one."""
-    beginning = file.beginning(where, 132)
-    marked = beginning[128:] == b"DICM"
+    beginning = file.beginning(where, _META_BYTES)
+    marked = beginning[128:132] == b"DICM"
     if not marked and not beginning.startswith(_BARE_BEGINNINGS):
         return None
     with file.opened(where) as stream:
         try:
+            if marked and _DEFLATED in beginning:
+                _check_deflated(stream)
             dataset, offset = _parsed(stream, marked, keys)
             for keyword in _LOOKED_AT:
                 dataset.get(keyword)
@@ -205,6 +212,28 @@ def _read_header(
     if class_uid:
         return Header(file, dataset, offset)
     return _unreadable(file, where) if marked else None
+
+
+def _check_deflated(stream: BinaryIO) -> None:
+    """Unpack a deflated data set part by part, and stop where it grows beyond reason.
+
+    Source: DICOM PS3.5 A.5; the meta information before it is not deflated and begins with its own
+    length.
+
+    Raises:
+        ValueError: If it does, or cannot be unpacked.
+    """
+    head = stream.read(144)
+    stream.seek(144 + int.from_bytes(head[140:144], "little"))
+    unpacker, size, unpacked = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+    while part := stream.read(_PART_BYTES):
+        size += len(part)
+        while part and not unpacker.eof:
+            unpacked += len(unpacker.decompress(part, _PART_BYTES))
+            part = unpacker.unconsumed_tail
+        if unpacked > max(MOST_RATIO * size, _SMALL_BYTES):
+            raise ValueError(unpacked)
+    stream.seek(0)
 
 
 def _parsed(

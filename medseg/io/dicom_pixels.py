@@ -48,20 +48,20 @@ def read_pixels(
             unknown layout.
         ResourceError: ``input-unreadable``.
     """
-    frames = _plain(header, indices, where)
-    if frames is None:
-        frames = _decoded(header, indices, where, names)
     try:
+        frames = _plain(header, indices, where)
+        if frames is None:
+            frames = _decoded(header, indices, where, names)
         return [
             _settle_bits(frame, header.dataset, where, name)
             for frame, name in zip(frames, names, strict=True)
         ]
-    except (TypeError, ValueError) as error:
-        if isinstance(error, MedsegError):
-            raise
+    except MedsegError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError) as error:
         raise _pixels_error(
             where,
-            f"bits that are no numbers in {header.file.name}",
+            f"rows, columns or bits that are no numbers in {header.file.name}",
             "export the series again from its archive",
         ) from error
 

@@ -18,6 +18,7 @@ import numpy as np
 from medseg.core import Grid
 from medseg.core.grid import FloatArray
 from medseg.errors import FormatError, GeometryError, MedsegError
+from medseg.io.checks import relocated
 from medseg.io.dicom_files import list_study
 from medseg.io.dicom_frames import Frame, flat_header, frames_of
 from medseg.io.dicom_geometry import Lattice, lattice_of, number_or
@@ -322,10 +323,8 @@ def _stacks_of(headers: Sequence[Header], where: str, before: int, allow_gaps: b
                     allow_gaps=allow_gaps,
                 )
                 Grid((1, 1, 1), RAS_FROM_LPS @ lattice.affine_lps)
-            except GeometryError as error:
-                lattice, problem = None, error
-            except FormatError as error:
-                problem = error
+            except (GeometryError, FormatError) as error:
+                lattice, problem = None, relocated(error, where)
         stacks.append(Stack(number, part, split, len(parts), lattice, problem))
     return stacks
 

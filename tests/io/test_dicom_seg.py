@@ -89,21 +89,17 @@ def test_labels_come_back_equal_on_the_grid_they_were_made_for(grid, data):
 
 
 @settings(max_examples=15, deadline=None)
-@given(grids(smallest=3), st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 99))
+@given(grids(smallest=3), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 99))
 def test_labels_of_a_tilted_stack_come_back_to_the_place_of_every_slice(grid, across, down, seed):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_dicom_series(ramp(grid), folder / "s", modality="CT")
         first = pydicom.dcmread(folder / "s" / "00001.dcm")
         cosines = np.array(first.ImageOrientationPatient, dtype=float)
-        lean_mm = across * cosines[:3] + down * cosines[3:]
+        lean_mm = grid.spacing_mm[2] * (across * cosines[:3] + down * cosines[3:])
         for path in (folder / "s").iterdir():
             spoil(path, shifted(lambda k: k * lean_mm))
-        try:
-            scan, labels = read_and_label(folder / "s", seed, values=(0, 1, 2))
-        except GeometryError as error:
-            assert error.code == "slice-tilt"  # slices half a millimetre apart lean too far
-            return
+        scan, labels = read_and_label(folder / "s", seed, values=(0, 1, 2))
         write_seg(labels, folder / "seg.dcm", scan.source, algorithm=MODEL)
         found = read_seg(folder / "seg.dcm", SCHEME, scan.volume.grid)
         assert np.array_equal(found.data_ijk, labels.data_ijk)

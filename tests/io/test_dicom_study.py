@@ -1,11 +1,12 @@
 import stat
 import zipfile
+import zlib
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
 
 from medseg.core import Grid
 from medseg.errors import FormatError, MedsegError
@@ -109,6 +110,24 @@ def test_zips_with_passwords_too_much_in_them_or_damage_are_refused(tmp_path, mo
     monkeypatch.setattr(dicom_files, "MOST_FILES", 4)
     monkeypatch.setattr(dicom_files, "MOST_BYTES", 1000)
     assert code() == "zip-size"
+
+
+def test_a_deflated_file_that_swells_beyond_reason_is_not_unpacked(tmp_path):
+    folder = small_series(tmp_path / "s")
+
+    def deflate(dataset):
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    spoil_all(folder, deflate)
+    assert np.array_equal(read_dicom_series(folder).volume.data_cijk, ramp().data_cijk)
+    whole = (folder / "00002.dcm").read_bytes()
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(80)) + packer.flush()
+    (folder / "00002.dcm").write_bytes(whole[:start] + bomb)
+    with pytest.raises(FormatError, match="file 2 in name order cut off or damaged") as caught:
+        read_dicom_series(folder)
+    assert caught.value.code == "dicom-unreadable"
 
 
 def test_a_dicomdir_that_leads_nowhere_or_elsewhere_is_refused(tmp_path):
