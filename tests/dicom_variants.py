@@ -78,6 +78,8 @@ def on_a_disc(folder: Path, disc: Path) -> Path:
     with quiet_dicom():
         files = FileSet()
         for path in sorted(folder.iterdir()):
-            files.add(dcmread(path))
+            dataset = dcmread(path)
+            dataset.StudyID = "1"  # a DICOMDIR names it
+            files.add(dataset)
         files.write(disc)
     return disc / "DICOMDIR"

@@ -42,6 +42,7 @@ MOST_RATIO = 200
 _SMALL_BYTES = 1 << 20  # empty slices may well shrink to nothing
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
+_UNDEFINED = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,6 +236,7 @@ def _directory(path: Path, where: str) -> tuple[StudyFile, ...]:
     root = path.parent
     try:
         with quiet_dicom():
+            _check_records_whole(path.read_bytes())
             directory = dcmread(path)
             class_uid = str(directory.file_meta.get("MediaStorageSOPClassUID", ""))
             named = [
@@ -265,6 +267,20 @@ def _directory(path: Path, where: str) -> tuple[StudyFile, ...]:
             where, f"{missing} of {len(files)} that are absent", code="dicomdir-incomplete"
         )
     return tuple(StudyFile(file, place) for place, file in enumerate(sorted(found)))
+
+
+def _check_records_whole(content: bytes) -> None:
+    """A cut-off list of records would read as a shorter one.
+
+    Raises:
+        ValueError: If there is no list or it goes on beyond the end.
+    """
+    start = content.index(b"\x04\x00\x20\x12SQ")
+    length = int.from_bytes(content[start + 8 : start + 12], "little")
+    if length == _UNDEFINED:
+        content.index(b"\xfe\xff\xdd\xe0", start)
+    elif start + 12 + length > len(content):
+        raise ValueError(length)
 
 
 def _on_disk(root: Path, parts: Sequence[str]) -> Path | None:

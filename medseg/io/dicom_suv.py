@@ -147,6 +147,8 @@ def _moment(date: str, time: str, tag: str, where: str) -> datetime:
     digits = time.replace(":", "").split("+")[0].split("-")[0]
     whole, _, fraction = digits.partition(".")
     try:
+        if len(whole) < 4:
+            raise ValueError(whole)  # hours and minutes at least
         moment = datetime.strptime(date.replace(".", "") + whole.ljust(6, "0"), "%Y%m%d%H%M%S")
         return moment + timedelta(seconds=float(f"0.{fraction or 0}"))
     except ValueError as error:

@@ -74,7 +74,11 @@ def _found(pattern: str, text: str) -> bool:
 
 
 _T1 = r"t1|mp-?rage|spgr|bravo|tfl3d"
-_AGENT = r"post|\bgd|gad|[_ -]c\b|t1[_ -]?(c|ce|gd|km)(\b|_)|contrast|\bkm\b|\+ ?c|\+ ?gd"
+# The underscore joins words in descriptions, so that word boundaries do not part them.
+_AGENT = (
+    r"post|gado|contrast|(?<![a-z])(gd|gad|km|ce)(?![a-z])|[_ +-]c(?![a-z])"
+    r"|t1[_ -]?(c|ce|gd|km)(?![a-z])"
+)
 _NOT_T1 = r"t2|flair|dark.?fluid|tirm|adc|dwi|diff|swi"
 _KNOWN: dict[str, tuple[SeriesRule, ...]] = {
     "T1": (
@@ -87,8 +91,8 @@ _KNOWN: dict[str, tuple[SeriesRule, ...]] = {
     ),
     "T2": (SeriesRule(description=r"t2", exclude=r"flair|dark.?fluid|tirm|t2\*|t2.?star|swi|map"),),
     "FLAIR": (SeriesRule(description=r"flair|dark.?fluid|tirm"),),
-    "ADC": (SeriesRule(description=r"\badc|_adc|apparent"),),
-    "DWI": (SeriesRule(description=r"dwi|diff|trace", exclude=r"\badc|_adc|apparent"),),
+    "ADC": (SeriesRule(description=r"(?<![a-z])adc|apparent"),),
+    "DWI": (SeriesRule(description=r"dwi|diff|trace", exclude=r"(?<![a-z])adc|apparent"),),
 }
 _ALSO = {
     "T1W": "T1",

@@ -96,8 +96,10 @@ def test_counts_take_philips_private_factor(tmp_path):
         ({"RadionuclideHalfLife": None}, r"RadionuclideHalfLife \(0018,1075\)"),
         ({"DecayCorrection": "NONE"}, r"DecayCorrection \(0054,1102\) START or ADMIN.*NONE"),
         ({"SeriesTime": None}, r"a date and SeriesTime \(0008,0031\)"),
+        ({"AcquisitionTime": "12"}, r"a date and AcquisitionTime \(0008,0032\)"),
+        ({"RadiopharmaceuticalStartDateTime": "20200102"}, "found none that can be read"),
         ({"RadiopharmaceuticalStartTime": "x"}, r"RadiopharmaceuticalStartTime \(0018,1072\)"),
-        ({"RadiopharmaceuticalStartDateTime": "20190101"}, "a scan soon after the injection"),
+        ({"RadiopharmaceuticalStartDateTime": "20190101000000"}, "a scan soon after the injection"),
         ({"RadiopharmaceuticalInformationSequence": []}, "InformationSequence .*found none"),
     ],
 )  # fmt: skip

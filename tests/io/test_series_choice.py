@@ -91,7 +91,7 @@ def test_what_is_ambiguous_for_one_channel_is_settled_by_another(tmp_path):
     rules = {"A": [SeriesRule()], "B": [SeriesRule(description="two")]}
     found = match_series(study, rules)
     assert (found["A"].number, found["B"].number) == (1, 2)
-    with pytest.raises(MedsegError, match=r"2: MR of 2 images \(series 2\) for both B and A"):
+    with pytest.raises(MedsegError, match=r"2: MR of 2 images \(series 2\) for both A and B"):
         match_series(study, rules, wanted={"A": "2"})
 
 
