@@ -138,7 +138,10 @@ def _decoded(
             data = np.asarray(
                 pixel_array(dataset, index=index if several else None, correct_unused_bits=False)
             )
-        except Exception as error:  # decoders fail in many ways, all of them the file's content
+        except BaseException as error:  # decoders fail in many ways, all of them the file's content
+            # a panic of a decoder in Rust is no Exception
+            if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+                raise
             raise _pixels_error(
                 where,
                 f"pixel data of {name} that cannot be decoded (damaged or cut off)",

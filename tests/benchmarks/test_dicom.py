@@ -12,11 +12,11 @@ from tests.series import AXIAL, small_series
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_longer_series_is_made_and_the_readers_agree_on_it(tmp_path, syntax):
-    grid = Grid((16, 16, 4), AXIAL.affine_ras)
+    grid = Grid((32, 32, 4), AXIAL.affine_ras)
     source = small_series(tmp_path / "source", grid, modality="CT")
     dicom.make_series(source, tmp_path / "long", 9, SYNTAXES[syntax])
     scan = read_dicom_series(tmp_path / "long")
-    assert scan.volume.grid.shape_ijk == (16, 16, 9)
+    assert scan.volume.grid.shape_ijk == (32, 32, 9)
     slices = scan.volume.data_cijk[0].transpose(2, 0, 1).reshape(9, -1)
     assert len(np.unique(slices, axis=0)) == 9
     syntaxes = {str(one.file_meta.TransferSyntaxUID) for one in scan.source.datasets}

@@ -18,7 +18,7 @@ from medseg.io.dicom_series import read_dicom_series
 from tests.dicom_variants import zipped
 from tests.series import AXIAL, small_series
 
-SMALL = Grid((8, 8, 2), AXIAL.affine_ras)
+SMALL = Grid((32, 32, 2), AXIAL.affine_ras)
 
 
 def read_or_refuse(path):
