@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -219,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     figures: list[Figure] = []
+    logging.disable(logging.CRITICAL)  # MONAI tells of a decoder for GPUs with every file
     with tempfile.TemporaryDirectory() as temporary:
         for syntax, uid in SYNTAXES.items():
             folder, warm = Path(temporary) / syntax, Path(temporary) / f"{syntax} short"

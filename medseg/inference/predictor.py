@@ -294,10 +294,10 @@ class Predictor:
         lean = Lean.of(volume.grid)
         if lean is not None:
             _check_no_probabilities(on_probabilities is not None)
-            prediction = self._leaning(volume, lean, listener, roi)
+            leant = self._leaning(volume, lean, listener, roi)
             whole = [(0, extent) for extent in volume.grid.shape_ijk]
-            yield Finished((whole[0], whole[1], whole[2]), prediction.labels.data_ijk)
-            return prediction
+            yield Finished((whole[0], whole[1], whole[2]), leant.labels.data_ijk)
+            return leant
         slabs = self._slabs(volume, listener or Silent(), roi, on_probabilities)
         try:
             while True:

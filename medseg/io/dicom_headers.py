@@ -15,6 +15,7 @@ from medseg.io.dicom_quiet import quiet_dicom
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
 __all__ = [
     "DERIVED_MODALITIES",
@@ -161,7 +162,10 @@ def read_headers(files: Sequence[StudyFile], where: str, *, threads: int | None 
         FormatError: ``zip-damaged``.
     """
     with quiet_dicom():
-        keys: list[str | tuple[int, int]] = [*_KEYWORDS, *_PRIVATE]
+        from pydicom.tag import Tag  # noqa: PLC0415 - loaded only where DICOM is read
+
+        # made once: pydicom would look up a hundred keywords for every file
+        keys = [Tag(key) for key in (*_KEYWORDS, *_PRIVATE)]
 
         def read(file: StudyFile) -> Header | FormatError | None:
             return _read_header(file, where, keys)
@@ -187,9 +191,7 @@ def read_headers(files: Sequence[StudyFile], where: str, *, threads: int | None 
     return Headers(tuple(images), dict(sorted(others.items())), tuple(unreadable), len(files))
 
 
-def _read_header(
-    file: StudyFile, where: str, keys: list[str | tuple[int, int]]
-) -> Header | FormatError | None:
+def _read_header(file: StudyFile, where: str, keys: list[BaseTag]) -> Header | FormatError | None:
     """The header of a DICOM file, None for any other file, an error for a damaged one."""
     beginning = file.beginning(where, _META_BYTES)
     marked = beginning[128:132] == b"DICM"
@@ -236,9 +238,7 @@ def _check_deflated(stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _parsed(
-    stream: BinaryIO, marked: bool, keys: list[str | tuple[int, int]]
-) -> tuple[Dataset, int]:
+def _parsed(stream: BinaryIO, marked: bool, keys: list[BaseTag]) -> tuple[Dataset, int]:
     from pydicom import dcmread  # noqa: PLC0415 - loaded only where DICOM is read
 
     dataset = dcmread(stream, stop_before_pixels=True, force=not marked, specific_tags=keys)
