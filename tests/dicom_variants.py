@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,4 +83,7 @@ def on_a_disc(folder: Path, disc: Path) -> Path:
             dataset.StudyID = "1"  # a DICOMDIR names it
             files.add(dataset)
         files.write(disc)
+        # it leaves its temporary folder to the garbage collector, with a warning
+        del files
+        gc.collect()
     return disc / "DICOMDIR"
