@@ -155,7 +155,7 @@ def test_what_cannot_be_read_rightly_is_refused(shared_data, name, code):
     assert caught.value.code == code
 
 
-# GDCM in SimpleITK reads no JPEG 2000 here, and takes one frame for one file.
+# Decoding JPEG 2000 takes GDCM long; it takes one frame for one file.
 _ITK_READS = [
     name
     for name in SAME
