@@ -19,7 +19,7 @@ from medseg.io.scan import Scan
 from medseg.io.series_choice import SeriesRule, known_rules
 from medseg.models.card import Channel, ModelCard
 
-__all__ = ["read_case_image", "series_rules"]
+__all__ = ["read_case_image", "series_choices", "series_rules"]
 
 _SAME_GRID_MM = 0.01
 
@@ -90,6 +90,38 @@ def read_case_image(
         check_finite(scan.volume.data_cijk, str(path))
         check_is_image(scan.volume, str(path))
     return _joined(scans)
+
+
+def series_choices(options: Sequence[str], channels: Sequence[Channel]) -> dict[str, str]:
+    """What ``--series`` options say, for :func:`read_case_image`.
+
+    Args:
+        options: ``CHANNEL=CHOICE`` with a channel of the model, or a choice alone for its only one.
+            What stands before a sign of equality counts as a channel only if it is one.
+        channels: Of the model.
+
+    Raises:
+        ConfigError: ``channel-names`` for a choice without its channel, or two for one.
+
+    >>> series_choices(["T1=3", "FLAIR=tirm"], [Channel(name="T1"), Channel(name="FLAIR")])
+    {'T1': '3', 'FLAIR': 'tirm'}
+    """
+    names = [channel.name for channel in channels]
+    found: dict[str, str] = {}
+    for option in options:
+        name, sign, choice = option.partition("=")
+        if not sign or name not in names:
+            name, choice = names[0] if len(names) == 1 else "", option
+        if not name or not choice or name in found:
+            raise ConfigError(
+                "--series",
+                expected=f"one choice for each of the model's channels {', '.join(names)}",
+                found=f"{option!r}",
+                remedy="write for example --series T1=3 --series FLAIR=5",
+                code="channel-names",
+            )
+        found[name] = choice
+    return found
 
 
 def series_rules(channels: Sequence[Channel]) -> dict[str, tuple[SeriesRule, ...]]:

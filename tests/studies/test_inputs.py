@@ -6,7 +6,7 @@ from medseg.errors import ConfigError, MedsegError
 from medseg.io.scan import DicomSource
 from medseg.io.writing import write_volume
 from medseg.models.card import ModelCard
-from medseg.studies.inputs import read_case_image, series_rules
+from medseg.studies.inputs import read_case_image, series_choices, series_rules
 from tests.dicom_variants import setting, zipped
 from tests.series import AXIAL, ramp, small_series, spoil_all
 from tests.tiny_model import tiny_description
@@ -126,3 +126,14 @@ def test_a_real_study_gives_four_channels_on_one_grid(shared_data):
     scan = read_case_image(path, four)
     assert scan.volume.data_cijk.shape == (4, 280, 320, 22)
     assert [int(channel.max()) for channel in scan.volume.data_cijk] == [1594, 2040, 1391, 1436]
+
+
+def test_options_name_channels_or_stand_for_the_only_one():
+    one, two = ONE.inputs.channels, TWO.inputs.channels
+    assert series_choices(["T2=1", "T1=a=b"], two) == {"T2": "1", "T1": "a=b"}
+    assert series_choices(["t2=.*"], one) == {"image": "t2=.*"}
+    assert series_choices(["image=4"], one) == {"image": "4"}
+    for options in (["4"], ["T9=4"], ["T1=1", "T1=2"], ["T1="]):
+        with pytest.raises(ConfigError, match="the model's channels T1, T2, found") as caught:
+            series_choices(options, two)
+        assert caught.value.code == "channel-names"
