@@ -75,7 +75,7 @@ def list_series(
         typer.echo(f"cannot be read: {error.found} [{error.code}]")
     for stack in study.stacks:
         if stack.problem is not None:
-            typer.echo(f"{stack.number}: {stack.problem.found}; {stack.problem.remedy}")
+            typer.echo(f"{stack.number}: {_in_words(stack.problem)}")
     if chosen is not None:
         for channel, number in chosen.items():
             typer.echo(f"{channel}: series number {number} of this list")
@@ -131,5 +131,10 @@ def _as_json(stack: Stack) -> dict[str, Any]:
         "echo_ms": stack.echo_ms,
         "localizer": stack.is_localizer,
         "problem": None if problem is None else problem.code,
-        "problem_text": None if problem is None else f"{problem.found}; {problem.remedy}",
+        "problem_text": None if problem is None else _in_words(problem),
     }
+
+
+def _in_words(problem: MedsegError) -> str:
+    """A problem without the path, which the user has just given."""
+    return f"expected {problem.expected}, found {problem.found}; {problem.remedy}"

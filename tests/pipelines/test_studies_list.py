@@ -34,7 +34,7 @@ def test_a_table_shows_what_to_choose_from_and_nothing_of_the_patient(study):
     assert "slice-gap" in lines[3]
     assert "beside the images: 1 SR" in done.stdout
     assert "cut off or damaged in its header [dicom-unreadable]" in done.stdout
-    assert "2: a gap of 4.000 mm" in done.stdout
+    assert "as most of them are, found a gap of 4.000 mm" in done.stdout
     assert not any(word in done.output for word in ("DOE", "JOHN", "4711"))
 
 
