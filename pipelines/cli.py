@@ -11,12 +11,23 @@ from typing import Annotated
 import typer
 
 from medseg import NOTICE, __version__
-from pipelines.commands import data, demo, doctor, ensemble, evaluate, models, plan, predict, train
+from pipelines.commands import (
+    data,
+    demo,
+    doctor,
+    ensemble,
+    evaluate,
+    models,
+    plan,
+    predict,
+    studies,
+    train,
+)
 from pipelines.commands.console import app
 
 __all__ = ["app", "main"]
 
-COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, train)
+COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, studies, train)
 """Modules whose import adds their command to the application."""
 
 

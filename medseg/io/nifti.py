@@ -83,10 +83,14 @@ def read_nifti(path: Path, *, time_index: int | None = None) -> Scan:
         ShapeError: ``time-index``.
         GeometryError: ``affine-invalid``, ``affine-sheared``, ``units``.
     """
+    return _read(path, time_index, sheared=False)
+
+
+def _read(path: Path, time_index: int | None, *, sheared: bool) -> Scan:
     header, stored = _read_stored(path, time_index)
     data = rescale_voxels(stored, header.slope, header.intercept)
     check_finite(data, str(path))
-    grid, notes = header_grid(path, header)
+    grid, notes = header_grid(path, header, sheared=sheared)
     return Scan(Volume(data[np.newaxis], grid), header_source(path, header), notes)
 
 
@@ -123,11 +127,13 @@ def read_nifti_channels(path: Path, channels: Sequence[str]) -> Scan:
 def read_nifti_labels(path: Path, scheme: LabelScheme) -> LabelMap:
     """Read a label map from a NIfTI file; labels stored as floats are accepted if whole.
 
+    Axes at any angle are kept: the label map of a tilted series lies on its leaning grid.
+
     Raises:
         MedsegError: As :func:`read_nifti`, and as
             :func:`~medseg.io.labels.labels_from_voxels`.
     """
-    scan = read_nifti(path)
+    scan = _read(path, None, sheared=True)
     return labels_from_voxels(scan.volume, scheme, str(path))
 
 
@@ -177,7 +183,7 @@ def verify_nifti_labels(
     where = str(named or path)
     try:
         header, stored = _read_stored(path, None)
-        grid, _ = header_grid(path, header)
+        grid, _ = header_grid(path, header, sheared=True)
     except MedsegError as error:
         raise relocated(error, where) from error
     if stored.shape != labels.grid.shape_ijk or not np.array_equal(stored, labels.data_ijk):
@@ -297,7 +303,7 @@ def _verify_scaled(
                 remedy="check the disk and write again",
                 code="verify-voxels",
             )
-    written, _ = header_grid(path, header)
+    written, _ = header_grid(path, header, sheared=True)
     _verify_place(where, header, written.distance_mm(grid), source)
 
 
