@@ -128,7 +128,7 @@ class Ledger:
         return _row(found)
 
     def outputs(self, number: int) -> list[Output]:
-        """The files that a case is recorded to have."""
+        """The files that a case is recorded to have; those only announced have no hash."""
         query = 'SELECT kind, name, bytes, sha256 FROM outputs WHERE "case" = ? ORDER BY kind'
         return [Output(*row) for row in self._read(query, (number,))]
 
@@ -275,22 +275,32 @@ class Ledger:
             db.execute("UPDATE cases SET worker = ? WHERE number = ?", (token, row.number))
         return row, json.loads(found[0])
 
-    def left(self, run: str) -> int:
-        """Cases of a run that nobody has taken, those included that other runs hold."""
-        query = "SELECT count(*) FROM wanted WHERE run = ? AND taken = 0"
-        ((count,),) = self._read(query, (run,))
-        return int(count)
+    def has_left(self, run: str) -> bool:
+        """Whether a run has cases that it has not taken, those included that other runs hold."""
+        query = "SELECT 1 FROM wanted WHERE run = ? AND taken = 0 LIMIT 1"
+        return bool(self._read(query, (run,)))
 
     def begin(self, number: int, token: str, channels: Mapping[str, str]) -> None:
         """Work on a case begins: what was proven of it no longer is."""
         with self._writing() as db:
-            changed = db.execute(
+            db.execute(
                 "UPDATE cases SET state = 'running', attempts = attempts + 1, settings = NULL, "
                 "channels = ? WHERE number = ? AND worker = ?",
                 (json.dumps(dict(channels)), number, token),
             )
-            if changed.rowcount:
-                db.execute('DELETE FROM outputs WHERE "case" = ?', (number,))
+
+    def announce(self, number: int, names: Mapping[str, str]) -> None:
+        """Files are about to be written: should the process die, they are known to be its own.
+
+        Args:
+            number: The case.
+            names: Kind of result to the name of its file.
+        """
+        with self._writing() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, 0, '')",
+                [(number, kind, name) for kind, name in names.items()],
+            )
 
     def confirm(self, number: int, token: str, stamp: str, channels: Mapping[str, str]) -> None:
         """A case was found to be complete: it is let go as it is."""
@@ -311,7 +321,8 @@ class Ledger:
         with self._writing() as db:
             changed = db.execute(
                 "UPDATE cases SET state = ?, code = ?, message = ?, seconds = ?, ended = ?, "
-                "stamp = ?, fingerprint = ?, settings = ?, details = ?, worker = NULL, deaths = 0, "
+                "stamp = coalesce(?, stamp), fingerprint = coalesce(?, fingerprint), settings = ?, "
+                "details = ?, worker = NULL, deaths = 0, "
                 "turn = (SELECT value + 1 FROM facts WHERE name = 'turn') "
                 "WHERE number = ? AND worker = ?",
                 (
@@ -323,8 +334,10 @@ class Ledger:
             if not changed.rowcount:
                 return False
             db.execute("UPDATE facts SET value = value + 1 WHERE name = 'turn'")
-            for table in ("outputs", "volumes", "thumbnails"):
+            for table in ("volumes", "thumbnails"):
                 db.execute(f'DELETE FROM {table} WHERE "case" = ?', (number,))
+            if ending.state != "failed":  # else an earlier result may still be there
+                db.execute('DELETE FROM outputs WHERE "case" = ?', (number,))
             db.executemany(
                 "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)",
                 [(number, one.kind, one.name, one.bytes, one.sha256) for one in ending.outputs],
