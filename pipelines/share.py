@@ -319,7 +319,13 @@ class _Steps:
             message = self._shown(outcome.message or "", task.case)
             details = {"notes": task.notes}
             return Ending(
-                "failed", outcome.seconds, outcome.code, message, **proof, details=details
+                "failed",
+                outcome.seconds,
+                outcome.code,
+                message,
+                stamp=was,
+                fingerprint=image,
+                details=details,
             )
         code, told = result.refused if result.refused is not None else (None, None)
         return Ending(
