@@ -18,6 +18,7 @@ import psutil
 from medseg.errors import FormatError, MedsegError, ResourceError
 from medseg.events import Listener
 from medseg.inference.predictor import Predictor
+from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.fingerprint import fingerprint, stamp
 from medseg.studies.flight import Flight
 from medseg.studies.ledger import Ledger
@@ -81,7 +82,8 @@ def work_on_share(job: Job, ledger: Ledger, predictor: Predictor, listener: List
     flight = Flight(1 + 2 * jobs, int(_SHARE_OF_MEMORY * limit))
     token = ledger.enlist(job.run)
     try:
-        with _beating(ledger, token):
+        # in threads that read and write at once, what one library says could quote a patient
+        with _beating(ledger, token), quiet_dicom():
             steps = _Steps(job, ledger, token, predictor, flight, listener)
             outcomes = run_overlapped(steps, flight, readers=jobs, writers=jobs, listener=listener)
             with contextlib.closing(outcomes):  # type: ignore[type-var]

@@ -136,11 +136,7 @@ class _Line(Generic[CaseT, ReadT, WorkT, ResultT]):
                         self._stop_reading()
             while self._ended:
                 yield self._ended.popleft()
-        except (KeyboardInterrupt, SystemExit):
-            self._stop.set()  # at once: nothing is waited for
-            self._flight.close()
-            raise
-        except BaseException:
+        except BaseException:  # Ctrl-C too: another one cuts the winding up short
             self._wind_up()
             raise
         self._wind_up()

@@ -23,6 +23,7 @@ __all__ = [
     "data_app",
     "models_app",
     "print_json",
+    "studies_app",
 ]
 
 P = ParamSpec("P")
@@ -43,6 +44,10 @@ data_app = typer.Typer(
     name="data", help="Datasets: check one, make a phantom of one.", no_args_is_help=True
 )
 app.add_typer(data_app)
+studies_app = typer.Typer(
+    name="studies", help="Many cases: what lies in folders, how far a run is.", no_args_is_help=True
+)
+app.add_typer(studies_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
