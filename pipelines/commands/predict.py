@@ -238,7 +238,7 @@ def predict(
     interrupted, stopped = False, None
     # the first Ctrl-C ends the run after the window, or the file, in hand
     with open_batch(order, todo) as study:
-        with console_listener() as bars, until_interrupted(bars) as listener:
+        with console_listener() as bars, until_interrupted(bars, or_terminated=True) as listener:
             try:
                 study.run(place, listener)
             except (KeyboardInterrupt, Cancelled):
