@@ -115,17 +115,23 @@ def _found(key: str, path: Path, parts: Sequence[str], root: Path, naming: Namin
     return Found(key, names, Case(name, {"": path}), root)
 
 
-def _images(folder: Path, out: Path | None) -> Iterator[Path]:
+def _images(folder: Path, out: Path | None, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Image files and DICOM folders below a folder, in order of path."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    here = folder.resolve()
+    if here in above or (out is not None and here == out.resolve() and above):
+        return  # a link that leads in a circle, or results
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        yield folder  # reading it tells what is wrong
+        return
     files = [entry for entry in entries if entry.is_file()]
     if any(map(is_dicom_file, islice(files, _TRIED_FILES))):
         yield folder
         return
     for entry in entries:
         if entry.is_dir():
-            if out is None or entry.resolve() != out.resolve():
-                yield from _images(entry, out)
+            yield from _images(entry, out, (*above, here))
         elif _is_image(entry):
             yield entry
 

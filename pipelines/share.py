@@ -97,13 +97,15 @@ def work_on_share(job: Job, ledger: Ledger, predictor: Predictor, listener: List
 
 @contextmanager
 def _beating(ledger: Ledger, token: str) -> Iterator[None]:
-    """Say now and then that this process lives."""
+    """Say now and then that this process lives, and look whether others do."""
     ends = threading.Event()
 
     def beat() -> None:
+        watch = Watch()
         while not ends.wait(BEAT_EVERY_S):
             with suppress(MedsegError):  # the next step of a case tells
                 ledger.beat(token)
+                ledger.recover(watch)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -354,6 +356,7 @@ class _Steps:
     def _shown(self, text: str, case: Case) -> str:
         if self._order.wishes.log_paths:
             return text
+        text = text.replace(f"{self._order.out}{os.sep}", "")
         return without_paths(text, case.name, case.channels)
 
 

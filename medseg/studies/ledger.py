@@ -322,7 +322,9 @@ class Ledger:
             changed = db.execute(
                 "UPDATE cases SET state = ?, code = ?, message = ?, seconds = ?, ended = ?, "
                 "stamp = coalesce(?, stamp), fingerprint = coalesce(?, fingerprint), settings = ?, "
-                "details = ?, worker = NULL, deaths = 0, "
+                "details = ?, worker = NULL, "
+                # those of a case that was refused for them are held against it still
+                "deaths = CASE state WHEN 'running' THEN 0 ELSE deaths END, "
                 "turn = (SELECT value + 1 FROM facts WHERE name = 'turn') "
                 "WHERE number = ? AND worker = ?",
                 (

@@ -324,6 +324,7 @@ def _make(path: Path, salt: bytes) -> None:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+            _choose_journal(connection, path)  # kept in the file, so nobody has to change it later
             connection.executemany(
                 "INSERT INTO facts VALUES (?, ?)",
                 [("salt", salt), ("made", time.time()), ("turn", 0)],
@@ -336,9 +337,9 @@ def _make(path: Path, salt: bytes) -> None:
             if not path.exists():
                 temporary.rename(path)
     finally:
-        for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+        for ending in ("", "-journal", "-wal", "-shm"):
             with suppress(OSError):
-                left.unlink()
+                temporary.with_name(f"{temporary.name}{ending}").unlink()
 
 
 def _choose_journal(connection: sqlite3.Connection, path: Path) -> None:

@@ -309,6 +309,7 @@ def test_a_case_that_kills_three_times_is_left_out_until_it_is_sent_back(model, 
     (case,) = (case for case in answer["cases"] if case["state"] == "failed")
     assert case["code"] == "worker-died"
     assert "killed 3 times" in case["message"]
+    assert states(predict(data, "-m", model, "-o", out, code=1)).get("b") == "failed"
     run("studies", "retry", out, "--code", "worker-died")
     assert set(states(predict(data, "-m", model, "-o", out)).values()) == {"done"}
 
@@ -376,6 +377,7 @@ def test_cases_are_found_below_a_folder_and_named_in_ways(data, tmp_path):
     shutil.copy(data / "b.nii", data / "b_dseg.nii.gz")
     (data / "out").mkdir()
     shutil.copy(data / "b.nii", data / "out" / "d.nii")
+    (data / "sub" / "circle").symlink_to(data)
     found = find_cases([data], [], out=data / "out")
     assert [one.key for one in found] == [
         "data/DOE^JANE/T1", "data/a.nii.gz", "data/b.nii", "data/sub/a.nii.gz",
