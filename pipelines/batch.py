@@ -206,7 +206,7 @@ def open_batch(order: Order, cases: Sequence[Found]) -> Iterator[Batch]:
         roots = tuple({found.root for found in cases if found.root.exists()})
         job = Job(order, path, run, settings, since, roots)
         try:
-            yield Batch(job, ledger, [number for number, _ in mine])
+            yield Batch(job, ledger, list(dict.fromkeys(number for number, _ in mine)))
         finally:
             with suppress(MedsegError):  # whatever ended the run is told, not this
                 ledger.dismiss(token)

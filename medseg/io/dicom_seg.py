@@ -341,7 +341,7 @@ def _content_of(
         str(source.datasets[0].SeriesInstanceUID),
         *(str(header.get("SOPInstanceUID", "")) for header in source.datasets),
         json.dumps(labels.scheme.to_dict(), sort_keys=True),
-        hashlib.sha256(planes_kji).hexdigest(),
+        hashlib.sha256(planes_kji.data).hexdigest(),
     )
 
 

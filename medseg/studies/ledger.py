@@ -92,27 +92,43 @@ class Ledger:
     def register(self, entries: Sequence[Entry]) -> list[CaseRow]:
         """Enter the cases that are not there yet; those that are keep their names.
 
+        A case is there if its key is, or if the same paths are under another key, as when a file is
+        given by itself that was found in a folder before.
+
         Returns:
             Their rows, in the order of the entries.
         """
+        numbers: list[int] = []
         with self._writing() as db:
-            known = {key for (key,) in db.execute("SELECT key FROM cases")}
-            taken = {name.lower() for (name,) in db.execute("SELECT name FROM cases")}
-            for entry in entries:
-                if entry.key in known:
-                    continue
-                known.add(entry.key)
-                identifier = self.identify(entry.key)
-                while db.execute("SELECT 1 FROM cases WHERE id = ?", (identifier,)).fetchone():
-                    identifier = self.identify(entry.key, len(identifier) + 4)
-                last = f"case-{identifier}"
-                name = next((one for one in entry.names if one.lower() not in taken), last)
+            by_key: dict[str, int] = {}
+            by_place: dict[str, int] = {}
+            taken: set[str] = set()
+            query = "SELECT number, key, name, channels FROM cases"
+            for number, key, name, channels in db.execute(query):
+                by_key[key] = by_place[channels] = number
                 taken.add(name.lower())
-                db.execute(
-                    "INSERT INTO cases (id, key, name, channels) VALUES (?, ?, ?, ?)",
-                    (identifier, entry.key, name, json.dumps(dict(entry.channels))),
-                )
-        return [self._by_key(entry.key) for entry in entries]
+            for entry in entries:
+                place = json.dumps(dict(entry.channels))
+                found = by_key.get(entry.key, by_place.get(place))
+                if found is None:
+                    found = self._enter(db, entry, place, taken)
+                by_key[entry.key] = by_place[place] = found
+                numbers.append(found)
+        return [self.row(number) for number in numbers]
+
+    def _enter(self, db: sqlite3.Connection, entry: Entry, place: str, taken: set[str]) -> int:
+        identifier = self.identify(entry.key)
+        while db.execute("SELECT 1 FROM cases WHERE id = ?", (identifier,)).fetchone():
+            identifier = self.identify(entry.key, len(identifier) + 4)
+        last = f"case-{identifier}"
+        name = next((one for one in entry.names if one.lower() not in taken), last)
+        taken.add(name.lower())
+        done = db.execute(
+            "INSERT INTO cases (id, key, name, channels) VALUES (?, ?, ?, ?)",
+            (identifier, entry.key, name, place),
+        )
+        assert done.lastrowid is not None  # noqa: S101 - after an insertion
+        return done.lastrowid
 
     def rows(self) -> Iterator[CaseRow]:
         """All cases in order of arrival."""
@@ -121,10 +137,6 @@ class Ledger:
     def row(self, number: int) -> CaseRow:
         """The case of a number."""
         (found,) = self._read(f"SELECT {_COLUMNS} FROM cases WHERE number = ?", (number,))
-        return _row(found)
-
-    def _by_key(self, key: str) -> CaseRow:
-        (found,) = self._read(f"SELECT {_COLUMNS} FROM cases WHERE key = ?", (key,))
         return _row(found)
 
     def outputs(self, number: int) -> list[Output]:
@@ -181,7 +193,7 @@ class Ledger:
         with self._writing() as db:
             db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (settings, content))
             db.executemany(
-                'INSERT INTO wanted (run, "case", channels) VALUES (?, ?, ?)',
+                'INSERT OR IGNORE INTO wanted (run, "case", channels) VALUES (?, ?, ?)',
                 [(run, number, json.dumps(dict(channels))) for number, channels in cases],
             )
         return run

@@ -90,7 +90,7 @@ def test_a_folder_is_done_once_and_only_what_changed_again(model, data, tmp_path
     assert content(out) == first
 
     write_nifti_volume(volume(9), data / "b.nii")
-    assert redone(predict(data, "-m", model, "-o", out)) == {"b"}
+    assert redone(predict(data, data / "b.nii", "-m", model, "-o", out)) == {"b"}
     assert {name for name in first if content(out)[name] != first[name]} >= {"b_dseg.nii.gz"}
 
     (out / "a_dseg.tsv").unlink()
@@ -162,7 +162,7 @@ def test_a_bad_case_is_named_and_redone_once_it_is_mended(model, data, tmp_path)
     assert (answer["failed"], answer["not_done"]) == (2, [])
     codes = {case["case"]: case.get("code") for case in answer["cases"]}
     assert (codes["a"], codes["bad"]) == ("file-truncated", "file-empty")
-    table = list(csv.DictReader((out / "cohort.csv").open(encoding="utf-8")))
+    table = list(csv.DictReader((out / "cohort.csv").read_text(encoding="utf-8").splitlines()))
     assert (table[0]["case"], table[0]["code"]) == ("a", "file-truncated")
     assert float(table[1]["near_ml"]) >= 0
     assert table[0]["near_ml"] == ""
@@ -371,6 +371,7 @@ def test_what_another_run_did_meanwhile_is_not_looked_at_again(model, data, tmp_
 
 
 def test_cases_are_found_below_a_folder_and_named_in_ways(data, tmp_path):
+    (data / "DOE^JANE").mkdir()
     write_dicom_series(volume(1), data / "DOE^JANE" / "T1", modality="MR")
     (data / ".hidden").mkdir()
     shutil.copy(data / "b.nii", data / ".hidden" / "c.nii")

@@ -110,6 +110,8 @@ def test_names_are_the_best_that_are_free_and_are_kept(ledger):
     assert third.name == f"case-{third.id}"
     (again,) = ledger.register([entry(2, "other")])
     assert (again.name, again.number) == ("two_T1", second.number)
+    by_itself = Entry("2.nii.gz", ("other",), second.channels)
+    assert ledger.register([by_itself, entry(2)]) == [again, again]
 
 
 def test_identifiers_depend_on_the_salt_and_not_on_the_order(tmp_path):
