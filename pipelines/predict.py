@@ -167,7 +167,8 @@ def plans(order: Order, cases: Sequence[Case]) -> Iterator[Outcome[Case, MemoryP
     predictor = load_predictor(order)
     check_channel_names(cases, predictor.card)
     if len(cases) > 1:  # while one is worked on others are in memory, of which the largest counts
-        room = 2 * order.jobs * max(map(expected_bytes, cases))
+        # as medseg.studies.flight promises: a case holds twice its voxels while it is read
+        room = 2 * order.jobs * 2 * max(map(expected_bytes, cases))
         predictor.elsewhere = lambda: (0, room)
     wanted = order.wishes.probabilities
     yield from run_cases(

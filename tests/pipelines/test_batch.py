@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg.core import Grid, Volume
+from medseg.errors import ResourceError
 from medseg.events import Silent
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.nifti import write_nifti_volume
@@ -398,3 +399,34 @@ def test_memory_is_foretold_from_the_sizes_of_files(data):
     for name in ("a.nii.gz", "b.nii"):
         assert voxels <= expected_bytes(Case(name, {"": data / name})) <= voxels + 400
     assert expected_bytes(Case("c", {"": data / "missing.nii"})) == 0
+
+
+def test_the_plan_counts_the_cases_that_are_in_memory_beside_the_one(model, data):
+    item = "cases read ahead or being written"
+
+    def planned(*paths):
+        answer = predict(*paths, "-m", model, "--dry-run", "--jobs", 2)
+        items = answer["cases"][0]["plan"]["items"]
+        return sum(one["bytes"] for one in items if one["name"] == item)
+
+    largest = max(expected_bytes(found.case) for found in find_cases([data], []))
+    assert planned(data) == 2 * 2 * largest * 2
+    assert planned(data / "b.nii") == 0
+
+
+def test_a_case_that_fits_only_by_itself_waits_until_it_is(model, data, tmp_path, monkeypatch):
+    predict_case, refused = share.predict_case, []
+
+    def tight(loaded, predictor, *arguments, **more):
+        now, most = predictor.elsewhere()
+        if most > now:
+            refused.append(loaded.case.name)
+            raise ResourceError(
+                "--max-memory", expected="a", found="b", remedy="c", code="memory-limit"
+            )
+        return predict_case(loaded, predictor, *arguments, **more)
+
+    monkeypatch.setattr(share, "predict_case", tight)
+    answer = predict(data, "-m", model, "-o", tmp_path / "out")
+    assert set(states(answer).values()) == {"done"}
+    assert "a" in refused
