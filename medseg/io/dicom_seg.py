@@ -125,7 +125,7 @@ def write_seg(
                 algorithm,
                 algorithm_type,
                 omit_empty_frames=omit_empty_frames and bool(present),
-                content=_content_of(source, labels, planes_kji),
+                content=_content_of(source, labels, segments, planes_kji),
             )
         except Exception as error:  # highdicom names what it dislikes, with values of the source
             raise FormatError(
@@ -334,13 +334,13 @@ def _coded(code: Code) -> Any:  # noqa: ANN401 - a highdicom class
 
 
 def _content_of(
-    source: DicomSource, labels: LabelMap, planes_kji: npt.NDArray[Any]
+    source: DicomSource, labels: LabelMap, segments: Sequence[int], planes_kji: npt.NDArray[Any]
 ) -> tuple[str, ...]:
-    """What identifies a segmentation: source instances, meaning of the labels, voxels."""
+    """What identifies a segmentation: source instances, labels of its segments, voxels."""
     return (
         str(source.datasets[0].SeriesInstanceUID),
         *(str(header.get("SOPInstanceUID", "")) for header in source.datasets),
-        json.dumps(labels.scheme.to_dict(), sort_keys=True),
+        json.dumps([labels.scheme.to_dict(), list(map(int, segments))], sort_keys=True),
         hashlib.sha256(planes_kji.data).hexdigest(),
     )
 
