@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Job", "open_batch", "place_of", "settings_of", "vanished"]
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp(\..*)?")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp([.-].*)?")
+_OLD_S = 60.0
 _WITHOUT_EFFECT = {"batch", "max_ram_bytes", "max_vram_bytes", "responsive", "threads"}
 """Settings that change how, not what."""
 
@@ -190,10 +192,11 @@ def open_batch(order: Order, cases: Sequence[Found]) -> Iterator[Batch]:
     prepare_output(order.out)
     path = order.ledger or order.out / LEDGER_NAME
     settings, content = settings_of(order)
+    began_s = _moment(order.out)
     with Ledger.open(path, create=True, salt=order.salt) as ledger:
         ledger.recover(Watch())
         if not ledger.workers():
-            _clear_temporary(order.out)
+            _clear_temporary(order.out, began_s - _OLD_S)
         since = ledger.now()
         rows = ledger.register([_entry(found) for found in cases])
         mine = [
@@ -211,6 +214,8 @@ def open_batch(order: Order, cases: Sequence[Found]) -> Iterator[Batch]:
             with suppress(MedsegError):  # whatever ended the run is told, not this
                 ledger.dismiss(token)
                 ledger.end_run(run)
+                if not ledger.workers():
+                    _clear_temporary(order.out, began_s)
 
 
 def settings_of(order: Order) -> tuple[str, str]:
@@ -245,12 +250,32 @@ def _absolute(found: Found) -> dict[str, str]:
     return {name: os.path.abspath(path) for name, path in found.case.channels.items()}  # noqa: PTH100
 
 
-def _clear_temporary(out: Path) -> None:
-    """Remove what a killed run left half written; only asked for while no other run is at work."""
+def _moment(out: Path) -> float:
+    """Now, by the clock of the disk that holds a folder."""
+    probe = out / f".{secrets.token_hex(8)}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return 0.0  # told when something has to be written
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def _clear_temporary(out: Path, before_s: float) -> None:
+    """Remove what a killed run left half written, while no other run is at work.
+
+    One that begins at the same time has such files for a moment, so only those count that were
+    there before.
+    """
     with suppress(OSError):
         for path in out.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and path.is_file():
-                path.unlink()
+            if not _TEMPORARY.fullmatch(path.name) or not path.is_file():
+                continue
+            with suppress(OSError):
+                if path.stat().st_mtime <= before_s:
+                    path.unlink()
 
 
 def vanished(roots: Sequence[Path]) -> ResourceError | None:

@@ -319,6 +319,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(model, data, tmp_path):
     out = tmp_path / "out"
     predict(data / "b.nii", "-m", model, "-o", out)
     (out / ".0123456789abcdef.tmp.nii.gz").write_bytes(b"half")
+    (out / ".0123456789abcdef.tmp-journal").write_bytes(b"half")
     (out / ".mine.tmp").write_bytes(b"kept")
     predict(data / "b.nii", "-m", model, "-o", out)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".mine.tmp"]
