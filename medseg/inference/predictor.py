@@ -150,6 +150,10 @@ class Predictor:
         settings: How predictions are made.
         device: Where the networks are.
 
+    Attributes:
+        elsewhere: Asked before each plan what the process holds of other images, and what it will
+            hold of them at most while this one is worked on, both in bytes; None for nothing.
+
     Raises:
         ConfigError: ``ensemble-labels`` if the members' labels differ.
     """
@@ -165,6 +169,7 @@ class Predictor:
         self.device = device or torch.device("cpu")
         self.card = self.members[0].card
         _check_labels_alike([member.card for member in self.members])
+        self.elsewhere: Callable[[], tuple[int, int]] | None = None
         self._passes: dict[tuple[int, int, tuple[int, ...]], DryPass] = {}
 
     @classmethod
@@ -461,13 +466,16 @@ class Predictor:
         )
         image = volume.data_cijk.nbytes
         resident = program_bytes()
-        program = max(0, resident - image - (0 if on_gpu else weights))
+        others, most_others = self.elsewhere() if self.elsewhere else (0, 0)
+        program = max(0, resident - image - others - (0 if on_gpu else weights))
         held = [
             Item("program", "ram", program),
             Item("weights", "vram" if on_gpu else "ram", weights),
             Item("input", "ram", image),
             Item("output", "ram", sum(array.nbytes for array in outputs if array is not None)),
         ]
+        if most_others:
+            held.append(Item("cases read ahead or being written", "ram", most_others))
         max_ram, max_vram = settings.max_ram_bytes, settings.max_vram_bytes
         if max_ram is None:
             max_ram = resident + int(_FREE_SHARE * psutil.virtual_memory().available)

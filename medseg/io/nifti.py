@@ -45,6 +45,7 @@ from medseg.io.voxels import rescale_voxels
 
 __all__ = [
     "VERIFY_MM",
+    "file_pair",
     "read_nifti",
     "read_nifti_channels",
     "read_nifti_labels",
@@ -355,7 +356,7 @@ def _read_stored(
 
     Of one volume they are ``(i, j, k)``, of all volumes ``(i, j, k, n)``.
     """
-    header_path, data_path = _pair(path)
+    header_path, data_path = file_pair(path)
     check_file(header_path)
     with _decoded(header_path) as stream:
         header = parse_header(path, stream.read(_HEADER_BYTES))
@@ -379,7 +380,7 @@ def _read_stored(
         return header, _read_voxels(path, data_path, stream, header, skipped, shape)
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
+def file_pair(path: Path) -> tuple[Path, Path]:
     """Header file and data file; one and the same unless the suffix is of a pair."""
     name = path.name
     packed = name[-3:] if name.lower().endswith(".gz") else ""

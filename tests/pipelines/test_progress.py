@@ -151,3 +151,13 @@ def test_outside_the_main_thread_no_signal_handler_is_touched():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+def test_sigterm_counts_as_ctrl_c_where_it_was_asked_for():
+    before = signal.getsignal(signal.SIGTERM)
+    with until_interrupted(Silent(), or_terminated=True) as listener:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert listener.cancelled()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
