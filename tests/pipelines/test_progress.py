@@ -74,28 +74,6 @@ def test_where_there_are_no_bars_a_line_tells_the_time_left_until_the_last_is_do
     assert capsys.readouterr().err.splitlines() == ["reading: 1 of 2, about 0 s left"]
 
 
-def test_where_there_are_no_bars_a_line_tells_the_time_left_until_the_last_is_done(
-    capsys, monkeypatch
-):
-    monkeypatch.setattr("pipelines.progress._LINE_EVERY_S", -1.0)
-    with console_listener() as listener:
-        listener.started("reading", 2)
-        listener.advanced("reading", 1)
-        listener.advanced("reading", 2)
-    assert capsys.readouterr().err.splitlines() == ["reading: 1 of 2, about 0 s left"]
-
-
-def test_where_there_are_no_bars_a_line_tells_the_time_left_until_the_last_is_done(
-    capsys, monkeypatch
-):
-    monkeypatch.setattr("pipelines.progress._LINE_EVERY_S", -1.0)
-    with console_listener() as listener:
-        listener.started("reading", 2)
-        listener.advanced("reading", 1)
-        listener.advanced("reading", 2)
-    assert capsys.readouterr().err.splitlines() == ["reading: 1 of 2, about 0 s left"]
-
-
 class Hears(Silent):
     def __init__(self):
         self.calls = []
