@@ -229,6 +229,7 @@ def settings_of(order: Order) -> tuple[str, str]:
         "settings": order.settings.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
         "roi": order.roi,
         "wishes": asdict(order.wishes),
+        "picking": asdict(order.picking),
     }
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), text

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from medseg.errors import ConfigError
-from medseg.io.dicom_folders import is_dicom_file
+from medseg.io.dicom_folders import is_dicom_file, study_uid
 from medseg.io.reading import IMAGE_SUFFIXES
 from pipelines.infer import Case, case_name, make_cases
 from pipelines.results import RESULTS
@@ -51,25 +51,28 @@ def find_cases(
     *,
     naming: Naming = "auto",
     out: Path | None = None,
+    by_study: bool = False,
 ) -> list[Found]:
     """The cases of the command line, in order.
 
-    A file is a case. A folder with DICOM files directly in it is one. Any other folder stands for
-    the image files and the DICOM folders below it; if there are none, for itself. Hidden files, the
-    output folder, and what is called like a result are passed over.
+    A file is a case, a zip too. A folder with DICOM files directly in it is one. Any other folder
+    stands for the image files and the DICOM folders below it; if there are none, for itself. Hidden
+    files, the output folder, and what is called like a result are passed over.
 
     Args:
         paths: Files and folders.
         channels: ``NAME=PATH``, for one case of several channels.
         naming: What results are called.
         out: The output folder.
+        by_study: Whether the DICOM folders of one study are one case, the folder that holds them
+            and no others, as a model of several channels needs it.
 
     Raises:
         ConfigError: As :func:`~pipelines.infer.make_cases`.
     """
     if bool(paths) == bool(channels) or channels:
         return [_of_channels(case, naming) for case in make_cases(paths, channels)]
-    found = [one for path in paths for one in _below(path, naming, out)]
+    found = [one for path in paths for one in _below(path, naming, out, by_study)]
     times = Counter(one.key for one in found)
     twice = sorted({one.case.name for one in found if times[one.key] > 1})
     if twice:
@@ -95,12 +98,14 @@ def _of_channels(case: Case, naming: Naming) -> Found:
     return Found(key, names, case, first.parent)
 
 
-def _below(path: Path, naming: Naming, out: Path | None) -> Iterator[Found]:
+def _below(path: Path, naming: Naming, out: Path | None, by_study: bool) -> Iterator[Found]:
     here = Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its own name
     if not path.is_dir():
         yield _found(here.name, path, [here.name], path.parent, naming)
         return
     images = list(_images(path, out))
+    if by_study:
+        images = _studies(images)
     for image in images or [path]:
         parts = (here.name, *image.relative_to(path).parts)
         yield _found("/".join(parts), image, parts[1:] or parts, path, naming)
@@ -110,7 +115,7 @@ def _found(key: str, path: Path, parts: Sequence[str], root: Path, naming: Namin
     name = case_name(path)
     folders = [re.sub(r"[^\w.-]+", "_", part).strip("._") for part in parts[:-1]]
     names: tuple[str, ...] = (name, "_".join([*filter(None, folders), name]))
-    if naming == "id" or (naming == "auto" and path.is_dir()):
+    if naming == "id" or (naming == "auto" and (path.is_dir() or path.suffix.lower() == ".zip")):
         names = ()
     return Found(key, names, Case(name, {"": path}), root)
 
@@ -136,8 +141,22 @@ def _images(folder: Path, out: Path | None, above: tuple[Path, ...] = ()) -> Ite
             yield entry
 
 
+def _studies(images: Sequence[Path]) -> list[Path]:
+    """The same, with the folder of a study in place of the folders of its series."""
+    studies = {path: study_uid(path) for path in images if path.is_dir()}
+    together: dict[Path, Path] = {}
+    for uid in {uid for uid in studies.values() if uid}:
+        own = [path for path, other in studies.items() if other == uid]
+        above = Path(os.path.commonpath(own))
+        if all(other == uid for path, other in studies.items() if path.is_relative_to(above)):
+            together |= dict.fromkeys(own, above)
+    return list(dict.fromkeys(together.get(path, path) for path in images))
+
+
 def _is_image(path: Path) -> bool:
     name = path.name.lower()
+    if name.endswith(".zip"):
+        return True
     if not name.endswith(IMAGE_SUFFIXES) or name.endswith((".img", ".img.gz")):
         return False
     return not name.endswith(tuple(RESULTS.values()))

@@ -16,9 +16,10 @@ from medseg.inference.memory import MemoryPlan, PeakMeter
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
-from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image
+from medseg.io.reading import IMAGE_SUFFIXES, read_channels
 from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
+from medseg.studies.inputs import read_case_image
 from pipelines.output import prepare_output
 from pipelines.results import RESULTS, Wishes, opened_probabilities, write_results
 
@@ -26,6 +27,7 @@ __all__ = [
     "Case",
     "CaseResult",
     "Loaded",
+    "Picking",
     "Region",
     "Segmented",
     "case_name",
@@ -61,6 +63,19 @@ class Case:
 
     name: str
     channels: Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Picking:
+    """What is taken of a DICOM study.
+
+    Args:
+        series: Channel of the model and what the user says of its series, in pairs.
+        allow_gaps: Whether slices that are not evenly apart are resampled instead of refused.
+    """
+
+    series: tuple[tuple[str, str], ...] = ()
+    allow_gaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +277,13 @@ def segment_case(
         return write_case(segmented, predictor, out, wishes=wishes)
 
 
-def read_case(case: Case, card: ModelCard) -> Loaded:
+def read_case(case: Case, card: ModelCard, picking: Picking | None = None) -> Loaded:
     """Read one case.
+
+    Args:
+        case: Which.
+        card: What the model expects.
+        picking: What is taken of a DICOM study.
 
     Raises:
         MedsegError: Whatever was found wrong.
@@ -272,7 +292,7 @@ def read_case(case: Case, card: ModelCard) -> Loaded:
     meter.__enter__()
     try:
         clock = time.perf_counter()
-        scan = _read(case, card)
+        scan = _read(case, card, picking or Picking())
         return Loaded(case, scan, time.perf_counter() - clock, meter)
     except BaseException:
         meter.__exit__(None, None, None)
@@ -364,14 +384,19 @@ def write_case(
 
 
 def plan_case(
-    case: Case, predictor: Predictor, *, roi: Region | None = None, probabilities: bool = False
+    case: Case,
+    predictor: Predictor,
+    *,
+    roi: Region | None = None,
+    probabilities: bool = False,
+    picking: Picking | None = None,
 ) -> MemoryPlan:
     """Read one case and tell what segmenting it would hold in memory, without doing it.
 
     Raises:
         MedsegError: Whatever reading or planning found wrong.
     """
-    scan = _read(case, predictor.card)
+    scan = _read(case, predictor.card, picking or Picking())
     try:
         return predictor.plan(scan.volume, roi=_box(roi, scan), probabilities=probabilities)
     except MedsegError as error:
@@ -407,10 +432,15 @@ def results_exist(path: Path) -> ConfigError:
     )
 
 
-def _read(case: Case, card: ModelCard) -> Scan:
+def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
     channels = card.inputs.channels
     if set(case.channels) == {_UNNAMED}:
-        scan = read_image(case.channels[_UNNAMED])
+        scan = read_case_image(
+            case.channels[_UNNAMED],
+            card,
+            series=dict(picking.series),
+            allow_gaps=picking.allow_gaps,
+        )
     else:
         scan = read_channels({channel.name: case.channels[channel.name] for channel in channels})
     for path, data_ijk in zip(case.channels.values(), scan.volume.data_cijk, strict=False):

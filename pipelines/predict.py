@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from medseg.inference.settings import PredictionSettings
 from medseg.models.card import LabelCleaning, ModelCard, load_card
 from medseg.models.zoo import find_members
 from medseg.studies.devices import Place
+from medseg.studies.inputs import series_choices
 from medseg.studies.runner import Outcome, run_cases
 from pipelines.discovery import expected_bytes
-from pipelines.infer import Case, Region, check_channel_names, plan_case
+from pipelines.infer import Case, Picking, Region, check_channel_names, plan_case
 from pipelines.results import Wishes
 
 __all__ = [
@@ -79,6 +80,7 @@ class Order:
         trust_times: Whether an image whose files have their size and time still is not read again
             to see if it is the same.
         salt: What identifiers in a new ledger are made with; random if None.
+        picking: What is taken of DICOM studies.
     """
 
     models: tuple[Path, ...]
@@ -94,6 +96,7 @@ class Order:
     ledger: Path | None = None
     trust_times: bool = False
     salt: bytes | None = None
+    picking: Picking = field(default_factory=Picking)
 
 
 def make_order(
@@ -109,6 +112,8 @@ def make_order(
     shard: str | None = None,
     ledger: Path | None = None,
     trust_times: bool = False,
+    series: Sequence[str] = (),
+    allow_gaps: bool = False,
 ) -> Order:
     """Everything checked that can be checked before a model is loaded.
 
@@ -116,9 +121,11 @@ def make_order(
         ConfigError: If an option or a model's name is wrong.
     """
     folders = tuple(folder for name in models for folder in find_members(name))
+    card = load_card(folders[0])
+    choices = series_choices(series, card.inputs.channels)
     return Order(
         models=folders,
-        settings=settings_from_options(load_card(folders[0]), options),
+        settings=settings_from_options(card, options),
         device=device,
         out=out,
         overwrite=overwrite,
@@ -129,6 +136,7 @@ def make_order(
         shard=parse_shard(shard),
         ledger=ledger,
         trust_times=trust_times,
+        picking=Picking(tuple(sorted(choices.items())), allow_gaps),
     )
 
 
@@ -172,7 +180,10 @@ def plans(order: Order, cases: Sequence[Case]) -> Iterator[Outcome[Case, MemoryP
         predictor.elsewhere = lambda: (0, room)
     wanted = order.wishes.probabilities
     yield from run_cases(
-        cases, lambda case: plan_case(case, predictor, roi=order.roi, probabilities=wanted)
+        cases,
+        lambda case: plan_case(
+            case, predictor, roi=order.roi, probabilities=wanted, picking=order.picking
+        ),
     )
 
 

@@ -177,7 +177,7 @@ class _Steps:
         self._make_way(task)
         self._ledger.begin(row.number, self._token, _texts(case))
         task.begun = True
-        loaded = task.loaded = read_case(case, self._predictor.card)
+        loaded = task.loaded = read_case(case, self._predictor.card, self._order.picking)
         if stamp(case.channels) != task.stamp:
             raise FormatError(
                 str(next(iter(case.channels.values()))),

@@ -78,14 +78,27 @@ def predict(
         list[Path] | None,
         typer.Argument(
             metavar="CASE...",
-            help="NIfTI, NRRD or MetaImage files, folders of a DICOM series, or folders with any "
-            "number of these below them.",
+            help="NIfTI, NRRD or MetaImage files, DICOM studies (folders, zips), or folders with "
+            "any number of these below them.",
         ),
     ] = None,
     channel: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATH, once per channel of a multi-channel model."),
     ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Series of a DICOM study: a number of `medseg studies list`, a SeriesInstanceUID, "
+            "or a regular expression on the description; CHANNEL=CHOICE for several channels."
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool,
+        typer.Option(
+            "--allow-gaps", help="Resample slices that are not evenly apart, instead of refusing."
+        ),
+    ] = False,
     device: Annotated[
         str,
         typer.Option(
@@ -188,6 +201,8 @@ def predict(
     and, for a DICOM series, CASE_dseg.dcm (DICOM SEG). For all: ledger.sqlite, which tells what is
     done, cohort.csv and index.html. The same command goes on where it was stopped.
     """
+    from medseg.models.card import load_card  # noqa: PLC0415
+    from medseg.models.zoo import find_members  # noqa: PLC0415
     from pipelines.batch import open_batch, place_of  # noqa: PLC0415
     from pipelines.discovery import find_cases  # noqa: PLC0415
     from pipelines.interrupt import until_interrupted  # noqa: PLC0415
@@ -195,7 +210,14 @@ def predict(
     from pipelines.progress import console_listener  # noqa: PLC0415
     from pipelines.results import Wishes  # noqa: PLC0415
 
-    todo = find_cases(cases or [], channel or [], naming=names.value, out=out)
+    inputs = load_card(find_members(model[0])[0]).inputs
+    todo = find_cases(
+        cases or [],
+        channel or [],
+        naming=names.value,
+        out=out,
+        by_study=len(inputs.channels) > 1,
+    )
     if out is None and not dry_run:
         raise ConfigError(
             "--out",
@@ -230,6 +252,8 @@ def predict(
         shard=shard,
         ledger=ledger,
         trust_times=trust_times,
+        series=series or [],
+        allow_gaps=allow_gaps,
     )
     if dry_run:
         _print_plans(list(plans(order, [found.case for found in todo])), as_json)

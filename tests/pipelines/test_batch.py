@@ -270,10 +270,10 @@ def test_a_share_that_vanishes_stops_the_run_instead_of_failing_every_case(
     out = tmp_path / "out"
     read_case = share.read_case
 
-    def unmounting(case, card):
+    def unmounting(case, *rest):
         if case.name == "b":
             data.rename(tmp_path / "away")
-        return read_case(case, card)
+        return read_case(case, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(share, "read_case", unmounting)
@@ -288,8 +288,8 @@ def test_a_share_that_vanishes_stops_the_run_instead_of_failing_every_case(
 def test_an_image_that_changes_while_it_is_read_fails_that_case(model, data, tmp_path, monkeypatch):
     read_case = share.read_case
 
-    def changing(case, card):
-        loaded = read_case(case, card)
+    def changing(case, *rest):
+        loaded = read_case(case, *rest)
         os.utime(data / "b.nii", (1, 1))
         return loaded
 
