@@ -1,7 +1,8 @@
 """A batch run is killed at random moments and goes on: are the results those of one left alone?
 
-Each trial starts the command on the same studies, kills its process (SIGKILL) at a random moment,
-and gives the same command again. Then every file of every case must equal that of a run nobody
+Each trial starts the command on the same studies, kills its process (SIGKILL) at a random moment
+(within the time that one case takes, after a random number of cases), and gives the same command
+again. Then every file of every case must equal that of a run nobody
 disturbed, byte for byte; of a DICOM SEG all elements but dates and times, of a report all but
 seconds and memory. Among the studies are broken ones, each of another kind: each must have its one
 reason code, and all good ones must be done. The script fails if anything differs.
@@ -125,17 +126,16 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
     trials = []
     for number in range(kills):
         out = folder / f"trial{number}"
-        moment = chance.uniform(0, took)
-        was_killed = _kill(words, out, moment)
+        after = chance.randrange(cases + 1)
+        moment = chance.uniform(0, took / (cases + 1))
+        was_killed = _kill(words, out, after, moment)
         done = sum(1 for _ in out.glob("*_report.json")) if out.exists() else 0
         left = sum(1 for path in out.iterdir() if ".tmp" in path.name) if out.exists() else 0
         _finish(words, out)
         found = differences(whole, out)
         if found or _check_states(out, cases + 1) != codes:
-            raise RuntimeError(f"killed after {moment:.3f} s, results differ: {found[:5]}")
-        trials.append(
-            {"seconds": round(moment, 3), "killed": was_killed, "done": done, "half_written": left}
-        )
+            raise RuntimeError(f"killed with {done} cases done, results differ: {found[:5]}")
+        trials.append({"killed": was_killed, "done": done, "half_written": left})
     return {"trials": trials, "undisturbed_seconds": took, "codes": codes}
 
 
@@ -245,8 +245,10 @@ def _finish(words: Sequence[str], out: Path) -> None:
             raise RuntimeError(f"expected exit code 1, found {process.exitcode}")
 
 
-def _kill(words: Sequence[str], out: Path, seconds: float) -> bool:
+def _kill(words: Sequence[str], out: Path, cases: int, seconds: float) -> bool:
     with closing(_start(words, out)) as process:
+        while process.exitcode is None and len(list(out.glob("*_report.json"))) < cases:
+            process.join(0.002)
         process.join(seconds)
         was_alive = process.exitcode is None
         if was_alive:
@@ -278,9 +280,9 @@ def main() -> None:
             sys.exit(1)
     for trial in told["trials"]:
         print(
-            f"{'killed' if trial['killed'] else 'ended by itself before'} "
-            f"{trial['seconds']:.3f} s, {trial['done']} cases done, "
-            f"{trial['half_written']} files half written: the same results after going on"
+            f"{'killed' if trial['killed'] else 'ended before it was killed'} with "
+            f"{trial['done']} cases done and {trial['half_written']} files half written: the same "
+            "results after going on"
         )
     killed = sum(trial["killed"] for trial in told["trials"])
     print(

@@ -416,12 +416,12 @@ def test_the_plan_counts_the_cases_that_are_in_memory_beside_the_one(model, data
 
 
 def test_a_case_that_fits_only_by_itself_waits_until_it_is(model, data, tmp_path, monkeypatch):
-    predict_case, refused = share.predict_case, []
+    predict_case, asked = share.predict_case, []
 
     def tight(loaded, predictor, *arguments, **more):
         now, most = predictor.elsewhere()
-        if most > now:
-            refused.append(loaded.case.name)
+        asked.append((loaded.case.name, most - now))
+        if len(asked) == 1:
             raise ResourceError(
                 "--max-memory", expected="a", found="b", remedy="c", code="memory-limit"
             )
@@ -430,4 +430,5 @@ def test_a_case_that_fits_only_by_itself_waits_until_it_is(model, data, tmp_path
     monkeypatch.setattr(share, "predict_case", tight)
     answer = predict(data, "-m", model, "-o", tmp_path / "out")
     assert set(states(answer).values()) == {"done"}
-    assert "a" in refused
+    assert asked[0][0] == asked[1][0]  # tried again, and nothing more may come in meanwhile
+    assert asked[1][1] == 0
