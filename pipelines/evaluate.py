@@ -359,7 +359,7 @@ def _read_pair(job: _Job, scheme: LabelScheme) -> tuple[LabelMap | None, LabelMa
             raise FormatError(
                 str(job.reference),
                 expected="at least one of both in a format that has the image's grid",
-                found="two DICOM SEG objects",
+                found="two DICOM SEG or RTSTRUCT objects",
                 remedy="give the NIfTI file of one of them",
                 code="seg-alone",
             )
@@ -376,9 +376,9 @@ def _is_seg(path: Path) -> bool:
 
 
 def _read_seg(path: Path, scheme: LabelScheme, other: LabelMap) -> LabelMap:
-    from medseg.io.dicom_seg_reading import read_seg  # noqa: PLC0415 - pulls in pydicom
+    from medseg.io.dicom_labels import read_dicom_labels  # noqa: PLC0415 - pulls in pydicom
 
-    return read_seg(path, scheme, other.grid)
+    return read_dicom_labels(path, scheme, other.grid)
 
 
 def _page(

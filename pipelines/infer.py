@@ -21,7 +21,13 @@ from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
 from medseg.studies.inputs import read_case_image
 from pipelines.output import prepare_output
-from pipelines.results import RESULTS, Wishes, opened_probabilities, write_results
+from pipelines.results import (
+    RESULTS,
+    Wishes,
+    opened_probabilities,
+    rtstruct_notes,
+    write_results,
+)
 
 __all__ = [
     "Case",
@@ -349,6 +355,7 @@ def write_case(
             old.unlink(missing_ok=True)
     seconds = {"read": loaded.seconds, **prediction.seconds}
     notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
+    notes += rtstruct_notes(scan, wishes)
     try:
         refused = write_results(
             case.name,

@@ -13,7 +13,7 @@ from medseg.io.reading import IMAGE_SUFFIXES
 __all__ = ["Pairing", "find_label_files", "image_stem", "pair_cases"]
 
 # how label maps are told from what lies beside them, and what a case's name goes without
-_ENDING = re.compile(r"[_-](?:dseg|seg|gt|labels?|mask|pred)$", re.IGNORECASE)
+_ENDING = re.compile(r"[_-](?:dseg|seg|gt|labels?|mask|pred|rtstruct)$", re.IGNORECASE)
 _SYNAPSE = re.compile(r"(?:img|label)(\d{4})")
 _FIRST_CHANNEL = "_0000"
 _DICOM = (".dcm",)
@@ -42,10 +42,10 @@ class Pairing:
 def find_label_files(root: Path) -> dict[str, Path]:
     """Label files of a folder and the folders in it, by case.
 
-    Where any file's name ends in ``_dseg``, ``_seg``, ``_gt``, ``_label``, ``_labels``, ``_mask``
-    or ``_pred`` (or the same with ``-``), only such files are label maps, and the case's name goes
-    without the ending; else all image files are. Hidden files are passed over. A DICOM SEG is
-    taken where a case has no other file.
+    Where any file's name ends in ``_dseg``, ``_seg``, ``_gt``, ``_label``, ``_labels``, ``_mask``,
+    ``_pred`` or ``_rtstruct`` (or the same with ``-``), only such files are label maps, and the
+    case's name goes without the ending; else all image files are. Hidden files are passed over. A
+    DICOM SEG or RTSTRUCT is taken where a case has no other file.
 
     Args:
         root: A folder, or one file.

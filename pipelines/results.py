@@ -26,13 +26,14 @@ from medseg.metrics.statistics import label_statistics, statistics_to_csv, stati
 from medseg.models.card import InputSettings
 from pipelines.redaction import without_paths
 
-__all__ = ["RESULTS", "Wishes", "opened_probabilities", "write_results"]
+__all__ = ["RESULTS", "Wishes", "opened_probabilities", "rtstruct_notes", "write_results"]
 
 RESULTS = {
     "report": "_report.json",
     "nifti": "_dseg.nii.gz",
     "table": "_dseg.tsv",
     "dicom_seg": "_dseg.dcm",
+    "rtstruct": "_rtstruct.dcm",
     "statistics": "_statistics.json",
     "statistics_table": "_statistics.csv",
     "uncertainty": "_uncertainty.nii.gz",
@@ -54,12 +55,14 @@ class Wishes:
         page: A self-contained HTML report.
         probabilities: An HDF5 file of the probabilities.
         log_paths: Whether the manifest names the files that were read.
+        rtstruct: An RT structure set, where the image is a DICOM series.
     """
 
     preview: bool = False
     page: bool = False
     probabilities: bool = False
     log_paths: bool = False
+    rtstruct: bool = False
 
 
 def opened_probabilities(
@@ -126,7 +129,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
         meter: Of the memory since the case was begun.
 
     Returns:
-        Code and sentence of the refusal of a DICOM SEG; None if all was written.
+        Code and sentence of the first DICOM object that was refused; None if all was written.
 
     Raises:
         MedsegError: Whatever else writing or comparing found wrong.
@@ -145,13 +148,31 @@ def write_results(  # noqa: PLR0915 - one file after the other
     files["nifti"] = target("nifti")
     write_text(target("table"), _label_table(labels))
     files["table"] = target("table")
-    refused = None
-    if isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
-        refused = _seg_refusal(labels, target("dicom_seg"), scan.source, predictor, shown)
-        if refused is None:
-            files["dicom_seg"] = target("dicom_seg")
+    refused: dict[str, tuple[str, str]] = {}
+
+    def write_object(
+        kind: str,
+        called: str,
+        write: Callable[[LabelMap, Path, DicomSource, Predictor], None],
+        source: DicomSource,
+    ) -> None:
+        place = target(kind)
+        why = _refusal(called, lambda: write(labels, place, source, predictor), shown)
+        if why is None:
+            files[kind] = place
+        else:
+            refused[kind] = why
+
+    source = scan.source
+    can_refer = isinstance(source, DicomSource) and _seg_can_refer(source)
+    if isinstance(source, DicomSource) and can_refer:
+        write_object("dicom_seg", "DICOM SEG", _write_seg, source)
     written_at = time.perf_counter()
     seconds["write_and_verify"] = written_at - clock
+    if wishes.rtstruct and isinstance(source, DicomSource) and can_refer:
+        write_object("rtstruct", "RT structure set", _write_rtstruct, source)
+        seconds["rtstruct"] = time.perf_counter() - written_at
+        written_at = time.perf_counter()
     statistics = label_statistics(labels, scan.volume)
     write_text(target("statistics_table"), statistics_to_csv(statistics))
     entries = statistics_to_json(statistics)
@@ -176,10 +197,13 @@ def write_results(  # noqa: PLR0915 - one file after the other
         "probabilities": "probabilities" in files,
         "preview": wishes.preview,
         "report": wishes.page,
+        "rtstruct": "rtstruct" in files,
     }
     manifest["memory"]["measured_ram_bytes"] = meter.look()
-    if refused is not None:
-        manifest["refused"] = {"dicom_seg": {"code": refused[0], "message": refused[1]}}
+    if refused:
+        manifest["refused"] = {
+            kind: {"code": code, "message": words} for kind, (code, words) in refused.items()
+        }
     if doubt is not None:
         manifest["uncertainty"] = _doubt_json(doubt)
     if wishes.log_paths:
@@ -197,7 +221,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
     }
     write_text(target("report"), json.dumps(manifest, indent=2, allow_nan=False) + "\n")
     files["report"] = target("report")
-    return refused
+    return next(iter(refused.values()), None)
 
 
 def _write_nifti(labels: LabelMap, path: Path, scan: Scan) -> None:
@@ -220,25 +244,42 @@ def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Pre
     write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
 
 
-def _seg_refusal(
-    labels: LabelMap,
-    path: Path,
-    source: DicomSource,
-    predictor: Predictor,
-    shown: Callable[[str], str],
+def _write_rtstruct(
+    labels: LabelMap, path: Path, source: DicomSource, predictor: Predictor
+) -> None:
+    from medseg.io.dicom_seg import Algorithm  # noqa: PLC0415 - pulls in pydicom
+    from medseg.io.rtstruct import write_rtstruct  # noqa: PLC0415
+
+    card = predictor.card
+    write_rtstruct(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+
+
+def _refusal(
+    kind: str, write: Callable[[], None], shown: Callable[[str], str]
 ) -> tuple[str, str] | None:
-    """Write the SEG; why it could not be made, unless it is for the disk."""
+    """Write a DICOM object; why it could not be made, unless it is for the disk."""
     try:
-        _write_seg(labels, path, source, predictor)
+        write()
     except ResourceError:
         raise
     except MedsegError as error:
         return error.code, shown(str(error))
     except Exception as error:
         # its text could hold what the source holds
-        found = f"unexpected {type(error).__name__} at writing the DICOM SEG; please report it"
+        found = f"unexpected {type(error).__name__} at writing the {kind}; please report it"
         return "unexpected", found
     return None
+
+
+def rtstruct_notes(scan: Scan, wishes: Wishes) -> tuple[str, ...]:
+    """Why there is no RT structure set although one is wished for."""
+    if not wishes.rtstruct:
+        return ()
+    if not isinstance(scan.source, DicomSource):
+        return ("no RT structure set: the image is no DICOM series",)
+    if _seg_can_refer(scan.source):
+        return ()
+    return ("no RT structure set: none can refer to this series",)
 
 
 def _seg_can_refer(source: DicomSource) -> bool:

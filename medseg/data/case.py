@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medseg.io.checks import relocated
 from medseg.io.dicom_folders import is_dicom_file
 from medseg.io.label_like import check_is_image
 from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image, read_labels
+from medseg.io.scan import Scan
 
 __all__ = [
     "GRID_TOLERANCE_DEG",
@@ -108,8 +109,9 @@ def read_labelled(
         else:
             volume, labels = read_stack(first, stored, channel=channels[0])
     else:
-        volume = _read_volume(case, channels)
-        labels = _read_label_map(case.label, stored, volume.grid)
+        scan = _read_scan(case, channels)
+        volume = scan.volume
+        labels = _read_label_map(case.label, stored, scan)
     check_same_grid(volume.grid, labels.grid, str(case.label))
     if case.recode:
         labels = _recoded(labels, case, final)
@@ -169,13 +171,13 @@ def with_ignored(scheme: LabelScheme, ignore_value: int | None) -> LabelScheme:
     return LabelScheme(scheme.name, (*scheme.labels, Label(ignore_value, IGNORED, (128, 128, 128))))
 
 
-def _read_volume(case: Case, channels: Sequence[str]) -> Volume:
+def _read_scan(case: Case, channels: Sequence[str]) -> Scan:
     if len(case.images) == 1 and len(channels) > 1:
         from medseg.io.nifti import read_nifti_channels  # noqa: PLC0415
 
-        volume = read_nifti_channels(case.images[0], channels).volume
-        check_is_image(volume, str(case.images[0]))
-        return volume
+        scan = read_nifti_channels(case.images[0], channels)
+        check_is_image(scan.volume, str(case.images[0]))
+        return scan
     if len(case.images) != len(channels):
         raise ShapeError(
             f"case {case.id}",
@@ -185,16 +187,18 @@ def _read_volume(case: Case, channels: Sequence[str]) -> Volume:
             code="channel-count",
         )
     if len(channels) == 1:
-        volume = read_image(case.images[0]).volume
-        return Volume(volume.data_cijk, volume.grid, tuple(channels))
-    return read_channels(dict(zip(channels, case.images, strict=True))).volume
+        scan = read_image(case.images[0])
+        return replace(
+            scan, volume=Volume(scan.volume.data_cijk, scan.volume.grid, tuple(channels))
+        )
+    return read_channels(dict(zip(channels, case.images, strict=True)))
 
 
-def _read_label_map(path: Path, scheme: LabelScheme, grid: Grid) -> LabelMap:
+def _read_label_map(path: Path, scheme: LabelScheme, scan: Scan) -> LabelMap:
     if not path.name.lower().endswith(IMAGE_SUFFIXES) and is_dicom_file(path):
-        from medseg.io.dicom_seg_reading import read_seg  # noqa: PLC0415
+        from medseg.io.dicom_labels import read_dicom_labels  # noqa: PLC0415
 
-        return read_seg(path, scheme, grid)
+        return read_dicom_labels(path, scheme, scan.volume.grid, scan.source)
     return read_labels(path, scheme)
 
 

@@ -123,6 +123,10 @@ def check_dataset(
         replace(_finding(problem.case, problem.error), is_error=division is None)
         for problem in listing.problems
     ]
+    found += [
+        Finding("", "dataset-note", note, "nothing, if that is meant", is_error=False)
+        for note in listing.notes
+    ]
     facts: list[CaseFacts] = []
     for case, result in measure_cases(
         listing.cases,

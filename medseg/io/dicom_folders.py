@@ -18,15 +18,26 @@ from medseg.io.dicom_quiet import quiet_dicom
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["DicomObject", "has_dicom", "is_dicom_file", "read_objects", "read_segment_scheme"]
+__all__ = [
+    "RTSTRUCT_CLASS",
+    "DicomObject",
+    "code_of",
+    "has_dicom",
+    "is_dicom_file",
+    "read_objects",
+    "read_segment_scheme",
+    "referenced_series",
+]
+
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 _SEG_CLASSES = frozenset(
     {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}  # binary, label map
 )
-_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _LOOKED_AT = (
     "Modality",
     "PatientID",
+    "ReferencedFrameOfReferenceSequence",
     "ReferencedSeriesSequence",
     "Rows",
     "SeriesInstanceUID",
@@ -45,7 +56,8 @@ class DicomObject:
         kind: ``image``, ``SEG`` or ``RTSTRUCT``.
         series: Hash of its series.
         patient: Hash of its patient; empty where no identifier is stored.
-        refers_to: Hash of the series that a SEG was drawn on; empty where it does not say.
+        refers_to: Hash of the series that a SEG or an RTSTRUCT was drawn on; empty where it does
+            not say, or an RTSTRUCT names several.
     """
 
     path: Path
@@ -111,13 +123,14 @@ def _segment(segment: Dataset) -> tuple[str, Code | None, Code | None, Code | No
     name = str(segment.get("SegmentLabel", "")).strip() or f"segment {segment.SegmentNumber}"
     return (
         name[:64],
-        _code(segment.get("SegmentedPropertyCategoryCodeSequence") or []),
-        _code(concepts),
-        _code(modifiers),
+        code_of(segment.get("SegmentedPropertyCategoryCodeSequence") or []),
+        code_of(concepts),
+        code_of(modifiers),
     )
 
 
-def _code(sequence: list[Dataset]) -> Code | None:
+def code_of(sequence: list[Dataset]) -> Code | None:
+    """The first code of a sequence, or None where it is absent or incomplete."""
     if not sequence:
         return None
     item = sequence[0]
@@ -138,14 +151,14 @@ def _read_object(path: Path) -> DicomObject | None:
         class_uid = str(header.get("SOPClassUID", ""))
         if class_uid in _SEG_CLASSES:
             kind = "SEG"
-        elif class_uid == _RTSTRUCT_CLASS:
+        elif class_uid == RTSTRUCT_CLASS:
             kind = "RTSTRUCT"
         elif header.get("Rows") and header.get("Modality") in ("CT", "MR", "PT"):
             kind = "image"
         else:
             return None
-        referenced = header.get("ReferencedSeriesSequence") or []
-        refers_to = referenced[0].get("SeriesInstanceUID", "") if referenced else ""
+        series = referenced_series(header)
+        refers_to = series[0] if len(series) == 1 or (series and kind == "SEG") else ""
         # a study stands for the patient where de-identification emptied the identifier
         patient = header.get("PatientID") or header.get("StudyInstanceUID") or ""
     except Exception:  # no DICOM after all: read_image tells if it was needed
@@ -157,6 +170,19 @@ def _read_object(path: Path) -> DicomObject | None:
         _hash(str(patient)),
         _hash(str(refers_to)),
     )
+
+
+def referenced_series(dataset: Dataset) -> tuple[str, ...]:
+    """UIDs of the image series that a SEG or a structure set refers to, each once."""
+    seg = dataset.get("ReferencedSeriesSequence") or []
+    rtstruct = (
+        series
+        for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []
+        for study in frame.get("RTReferencedStudySequence") or []
+        for series in study.get("RTReferencedSeriesSequence") or []
+    )
+    found = (str(series.get("SeriesInstanceUID") or "") for series in (*seg, *rtstruct))
+    return tuple(dict.fromkeys(uid for uid in found if uid))
 
 
 def _hash(identifier: str) -> str:

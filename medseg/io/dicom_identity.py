@@ -74,7 +74,9 @@ def missing_references(headers: Sequence[Dataset]) -> tuple[str, ...]:
         )
 
 
-def source_headers(headers: Sequence[Dataset], step_mm: float, where: str) -> list[Dataset]:
+def source_headers(
+    headers: Sequence[Dataset], step_mm: float, where: str, *, derived: str = "a DICOM SEG"
+) -> list[Dataset]:
     """Slim copies of slice headers, safe to hand to the writer of a derived object.
 
     Only the attributes that a derived object uses are in them, so that odd private or unreadable
@@ -86,6 +88,7 @@ def source_headers(headers: Sequence[Dataset], step_mm: float, where: str) -> li
         step_mm: Distance between slices. It is written as slice thickness too: the extent of a
             labelled voxel is the step of the grid, whatever the thickness of the beam was.
         where: The folder, for messages.
+        derived: What is made from it, for messages.
 
     Raises:
         FormatError: If an identifier that references need is missing.
@@ -94,7 +97,7 @@ def source_headers(headers: Sequence[Dataset], step_mm: float, where: str) -> li
     if missing:
         raise FormatError(
             where,
-            expected=f"a series with {missing[0]}, which a DICOM SEG must repeat",
+            expected=f"a series with {missing[0]}, which {derived} must repeat",
             found=f"slices without {', '.join(missing)}",
             remedy="take the NIfTI result, or export the series again from its archive",
             code="frame-of-reference-missing"

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
     from pydicom.dataset import Dataset
 
-__all__ = ["Algorithm", "AlgorithmType", "check_seg", "read_seg", "write_seg"]
+__all__ = [
+    "Algorithm",
+    "AlgorithmType",
+    "check_provenance",
+    "check_seg",
+    "read_seg",
+    "series_number",
+    "write_seg",
+]
 
 AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 """Segment Algorithm Type (0062,0008): made by a program, with a person's help, or by hand."""
@@ -103,7 +111,7 @@ def write_seg(
             elsewhere (``verify-geometry``).
         ResourceError: If the file cannot be written.
     """
-    _check_provenance(algorithm, algorithm_type)
+    check_provenance(algorithm, algorithm_type)
     _check_same_grid(labels, source, str(path))
     headers = source_headers(source.datasets, labels.grid.spacing_mm[2], str(source.folder))
     present = [value for value in present_values(labels.data_ijk) if value]
@@ -121,7 +129,7 @@ def write_seg(
                 planes_kji,
                 headers,
                 [labels.scheme.by_value(value) for value in segments],
-                _series_number(source),
+                series_number(source),
                 algorithm,
                 algorithm_type,
                 omit_empty_frames=omit_empty_frames and bool(present),
@@ -197,7 +205,12 @@ def check_seg(path: Path, labels: LabelMap, source: DicomSource, *, where: str) 
         )
 
 
-def _check_provenance(algorithm: Algorithm | None, algorithm_type: AlgorithmType) -> None:
+def check_provenance(algorithm: Algorithm | None, algorithm_type: AlgorithmType) -> None:
+    """Check that what made a segmentation and how much it did agree.
+
+    Raises:
+        ConfigError: ``algorithm-type``.
+    """
     needed = {"AUTOMATIC": "a named algorithm", "MANUAL": "no algorithm"}.get(algorithm_type)
     if needed is None or (algorithm is None) == (algorithm_type == "MANUAL"):
         return
@@ -345,7 +358,7 @@ def _content_of(
     )
 
 
-def _series_number(source: DicomSource) -> int:
+def series_number(source: DicomSource) -> int:
     """The number of the source series plus 1000, so that it sorts behind the images."""
     try:
         number = int(source.datasets[0].SeriesNumber)

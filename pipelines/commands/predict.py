@@ -153,6 +153,10 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write an HDF5 file of probabilities.")
     ] = False,
+    rtstruct: Annotated[
+        bool,
+        typer.Option("--rtstruct", help="Also write contours (RTSTRUCT) for a DICOM series."),
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write an HTML report.")] = False,
     preview: Annotated[
         bool, typer.Option("--preview", help="Also draw a three-plane PNG.")
@@ -246,7 +250,7 @@ def predict(
         device=device,
         out=out or Path(),
         overwrite=overwrite,
-        wishes=Wishes(preview, report, probabilities, log_phi),
+        wishes=Wishes(preview, report, probabilities, log_phi, rtstruct),
         roi=roi,
         jobs=jobs,
         shard=shard,

@@ -9,14 +9,16 @@ import yaml
 
 from medseg.data.case import read_labelled
 from medseg.data.datalist import read_datalist
+from medseg.data.findings import check_dataset
 from medseg.data.layouts import list_cases
 from medseg.data.layouts.acdc import read_frames
 from medseg.data.schemes import SCHEMES
-from medseg.errors import ConfigError, FormatError
+from medseg.errors import ConfigError, FormatError, GeometryError
 from medseg.io.dicom_folders import read_segment_scheme
 from medseg.io.dicom_seg import Algorithm, write_seg
 from medseg.io.dicom_seg_reading import segment_label
 from medseg.io.dicom_series import read_dicom_series
+from medseg.io.rtstruct import write_rtstruct
 from tests.data.test_layouts import problem
 from tests.io.test_dicom_seg import read_and_label
 from tests.series import small_series, spoil
@@ -228,6 +230,85 @@ def test_a_damaged_segmentation_is_named(archive):
         read_segment_scheme(archive / "case 1" / "seg.dcm")
 
 
+@pytest.fixture
+def contoured(archive):
+    """The archive with an RTSTRUCT in place of the SEG of its second case."""
+    folder = archive / "case 2"
+    (folder / "seg.dcm").unlink()
+    scan, labels = read_and_label(folder / "series", seed=2)
+    write_rtstruct(labels, folder / "rt.dcm", scan.source, algorithm=Algorithm("test", "1"))
+    return archive
+
+
+def test_contours_are_labels_as_segments_are(archive, contoured):
+    expected = [label.name for label in list_cases(archive).scheme.labels]
+    listing = list_cases(contoured)
+    assert [label.name for label in listing.scheme.labels] == expected
+    case = next(case for case in listing.cases if case.label.name == "rt.dcm")
+    _, labels = read_labelled(case, listing.channels, listing.scheme)
+    _, original = read_and_label(case.images[0], seed=2)
+    by_name = {segment_label(label): label.value for label in listing.scheme.labels}
+    for label in original.scheme.labels:
+        if (original.data_ijk == label.value).any():
+            wanted = by_name[segment_label(label)]
+            assert np.array_equal(labels.data_ijk == wanted, original.data_ijk == label.value)
+    report = check_dataset(contoured, jobs=1)
+    assert [one.what for one in report.findings if one.code == "dataset-note"] == [
+        "labels of 1 of 2 cases are contours (RTSTRUCT): a voxel in several ROIs is given to the "
+        "smallest"
+    ]
+
+
+def test_names_of_regions_are_one_label_whatever_their_capitals(contoured):
+    def change(rt):
+        for roi in rt.StructureSetROISequence:
+            roi.ROIName = str(roi.ROIName).upper().replace(" ", "_")
+
+    before = list_cases(contoured).scheme
+    spoil(contoured / "case 2" / "rt.dcm", change)
+    listing = list_cases(contoured)
+    assert [label.name for label in listing.scheme.labels] == [x.name for x in before.labels]
+    for case in listing.cases:
+        read_labelled(case, listing.channels, listing.scheme)
+
+
+def test_contours_in_another_frame_of_reference_are_refused(contoured):
+    def change(rt):
+        for roi in rt.StructureSetROISequence:
+            roi.ReferencedFrameOfReferenceUID = "1.2.3"
+
+    spoil(contoured / "case 2" / "rt.dcm", change)
+    listing = list_cases(contoured)
+    case = next(case for case in listing.cases if case.label.name == "rt.dcm")
+    with pytest.raises(GeometryError, match="in the frame of reference of the image"):
+        read_labelled(case, listing.channels, listing.scheme)
+
+
+def test_a_damaged_structure_set_and_one_beside_a_seg(contoured):
+    shutil.copy(contoured / "case 2" / "rt.dcm", contoured / "case 1" / "rt.dcm")
+    names = {case.label.name for case in list_cases(contoured).cases}
+    assert names == {"seg.dcm", "rt.dcm"}, "a SEG is taken before contours"
+
+    def change(rt):
+        del rt.ROIContourSequence
+
+    spoil(contoured / "case 2" / "rt.dcm", change)
+    assert problem(contoured).error.code == "rtstruct-empty"
+
+
+def test_of_several_structure_sets_the_one_drawn_on_the_series_is_taken(contoured):
+    def change(rt):
+        frame = rt.ReferencedFrameOfReferenceSequence[0]
+        series = frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
+        series.SeriesInstanceUID = "1.2.3"
+
+    folder = contoured / "case 2"
+    spoil(folder / "rt.dcm", change, folder / "another.dcm")
+    assert {case.label.name for case in list_cases(contoured).cases} == {"seg.dcm", "rt.dcm"}
+    shutil.copy(folder / "rt.dcm", folder / "third.dcm")
+    assert problem(contoured).error.code == "rtstruct-ambiguous"
+
+
 # Real data
 
 
@@ -279,11 +360,28 @@ def test_a_real_segmentation_of_another_writer_is_read_on_its_series(shared_data
 
 
 @pytest.mark.shared_data
-def test_a_folder_with_an_rtstruct_alone_is_refused_by_name(shared_data, tmp_path):
-    shutil.copytree(shared_data / "07_dicom_ct_rtstruct" / "pat_2", tmp_path / "pat_2")
+def test_series_with_rtstructs_of_another_writer_are_cases(shared_data, tmp_path):
+    for patient in ("pat_1", "pat_2"):
+        shutil.copytree(shared_data / "07_dicom_ct_rtstruct" / patient, tmp_path / patient)
     listing = list_cases(tmp_path)
-    assert [one.error.code for one in listing.problems] == ["rtstruct-unread"]
-    with pytest.raises(ConfigError, match="found an RTSTRUCT, whose contours are not read"):
+    assert (len(listing.cases), listing.problems) == (2, ())
+    assert [label.name for label in listing.scheme.labels] == ["GTV-1"]
+    assert "2 of 2 cases are contours" in listing.notes[0]
+    millilitres = set()
+    for case in listing.cases:
+        volume, labels = read_labelled(case, listing.channels, listing.scheme)
+        assert labels.grid == volume.grid
+        millilitres.add(round(labels.volumes_ml()["GTV-1"], 1))
+    # the volumes that plastimatch finds for these contours
+    assert millilitres == {358.7, 6.5}
+
+
+@pytest.mark.shared_data
+def test_several_structure_sets_of_one_series_are_not_guessed_between(shared_data, tmp_path):
+    folder = shared_data / "07_dicom_ct_rtstruct" / "rt_utils_mim"
+    shutil.copytree(folder, tmp_path / "a")
+    assert problem(tmp_path).error.code == "rtstruct-ambiguous"
+    with pytest.raises(ConfigError, match="one RTSTRUCT that refers to a series of the folder"):
         read_datalist(tmp_path)
 
 

@@ -17,6 +17,7 @@ from medseg.events import Cancelled, Silent
 from medseg.io.dicom_seg import Algorithm, write_seg
 from medseg.io.dicom_series import read_dicom_series
 from medseg.io.reading import read_labels
+from medseg.io.rtstruct import write_rtstruct
 from medseg.metrics.overlap import dice_by_label
 from medseg.metrics.settings import EvaluationSettings
 from medseg.metrics.summary import Bootstrap
@@ -253,6 +254,24 @@ def test_a_dicom_seg_is_read_on_the_references_grid(tmp_path):
         FormatError, match="found 1 failure, the first: case, reference: expected at"
     ):
         evaluate(EvaluationOrder(seg, seg, labels=index))
+
+
+def test_contours_are_read_on_the_references_grid(tmp_path):
+    scan = read_dicom_series(
+        small_series(tmp_path / "series", Grid((12, 11, 6), np.diag([-1.5, -1.25, 2.0, 1.0])))
+    )
+    data = np.zeros(scan.volume.grid.shape_ijk, dtype=np.uint8)
+    data[3:8, 3:8, 1:5] = 1
+    data[4:6, 4:6, 2:4] = 2
+    truth = LabelMap(data, scan.volume.grid, SCHEME)
+    for name in ("predictions", "truth"):
+        (tmp_path / name).mkdir()
+    path = tmp_path / "predictions" / "case_rtstruct.dcm"
+    write_rtstruct(truth, path, scan.source, algorithm=Algorithm("test", "1"))
+    nib.save(nib.Nifti1Image(data, scan.volume.grid.affine_ras), tmp_path / "truth" / "case.nii.gz")
+    (tmp_path / "truth" / "dataset.json").write_text(json.dumps({"labels": NAMES}))
+    found, _, _ = evaluate(EvaluationOrder(tmp_path / "predictions", tmp_path / "truth"))
+    assert [each.values["dice"] for each in found.scores["case"]] == [1.0, 1.0]
 
 
 def test_processes_give_what_one_process_gives(folders):

@@ -29,6 +29,7 @@ from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_seg import read_seg
 from medseg.io.probabilities import read_probabilities
 from medseg.io.reading import read_image, read_labels
+from medseg.io.rtstruct import read_rtstruct
 from medseg.models.card import (
     Channel,
     InputSettings,
@@ -205,6 +206,28 @@ def test_a_dicom_series_gives_nifti_and_seg_that_agree(model, tmp_path):
     assert "5366008" in {
         item.SegmentedPropertyTypeCodeSequence[0].CodeValue for item in written.SegmentSequence
     }
+
+
+def test_contours_are_written_where_they_are_wished_for(model, tmp_path):
+    volume = Volume(voxels()[None], Grid((20, 22, 18), np.diag([-1.5, -1.25, 2.0, 1.0])))
+    write_dicom_series(volume, tmp_path / "series", modality="MR")
+    make_nifti(tmp_path / "case.nii.gz")
+    paths = (tmp_path / "series", tmp_path / "case.nii.gz")
+    result, answer = predict_json(*paths, "-m", model, "-o", tmp_path / "out", "--rtstruct")
+    assert result.exit_code == 0, result.stderr
+    by_case = {Path(case["files"]["nifti"]).name: case for case in answer["cases"]}
+    series, other = by_case["series_dseg.nii.gz"], by_case["case_dseg.nii.gz"]
+    nifti = read_labels(Path(series["files"]["nifti"]), SCHEME)
+    contours, _ = read_rtstruct(
+        Path(series["files"]["rtstruct"]), SCHEME, nifti.grid, allow_gaps=True
+    )
+    assert nifti.data_ijk.any()
+    np.testing.assert_array_equal(contours.data_ijk, nifti.data_ijk)
+    report = json.loads(Path(series["files"]["report"]).read_text())
+    assert report["files"]["rtstruct"]["name"] == "series_rtstruct.dcm"
+    assert report["settings"]["rtstruct"] is True
+    assert "rtstruct" not in other["files"]
+    assert "no RT structure set: the image is no DICOM series" in other["notes"]
 
 
 def test_an_absurd_spacing_is_refused_before_memory_is_asked_for(tmp_path):

@@ -1,13 +1,15 @@
 """DICOM as an archive hands it out: one folder a case, with an image series and its segmentation.
 
-The segmentation is a DICOM SEG. Its segments give the label scheme: structures of one name are one
-label across cases. Names of folders and identifiers often name a person, so cases and patients are
-called by hashes of their identifiers; messages tell a folder by its place in the order of names.
+The segmentation is a DICOM SEG or, where there is none, an RT structure set. Its segments or ROIs
+give the label scheme: structures of one name are one label across cases; for ROIs capitals, spaces
+and underscores do not count. Names of folders and identifiers often name a person, so cases and
+patients are called by hashes of their identifiers; messages tell a folder by its place in the order
+of names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +23,9 @@ from medseg.io.dicom_folders import (
     has_dicom,
     is_dicom_file,
     read_objects,
-    read_segment_scheme,
 )
+from medseg.io.dicom_labels import is_rtstruct, read_label_scheme
+from medseg.io.rtstruct_voxels import plain_name
 
 __all__ = ["is_dicom", "list_dicom"]
 
@@ -33,15 +36,15 @@ def is_dicom(root: Path) -> bool:
 
 
 def list_dicom(root: Path, scheme: str | None = None) -> Listing:
-    """List the folders that hold a series and the SEG drawn on it.
+    """List the folders that hold a series and the SEG or RTSTRUCT drawn on it.
 
-    Every file's header is read. Where a folder holds several series, the one that the SEG refers to
-    is taken; it must have a folder of its own.
+    Every file's header is read. Where a folder holds several series, the one that the segmentation
+    refers to is taken; it must have a folder of its own. Where it holds both, the SEG is taken.
 
     Args:
         root: The folder above the cases, or a single case's.
         scheme: Name of a label scheme; its structures are matched with segments by name, then by
-            code. None makes one of the segments.
+            code, and with ROIs by name. None makes one of the segments and ROIs.
 
     Raises:
         ConfigError: ``scheme-unknown``.
@@ -68,6 +71,17 @@ def list_dicom(root: Path, scheme: str | None = None) -> Listing:
         is_named=wanted.name in SCHEMES,
         cases=tuple(cases),
         problems=tuple(problems),
+        notes=_notes(cases),
+    )
+
+
+def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
+    count = sum(is_rtstruct(case.label) for case in cases)
+    if not count:
+        return ()
+    return (
+        f"labels of {count} of {len(cases)} cases are contours (RTSTRUCT): a voxel in several ROIs "
+        "is given to the smallest",
     )
 
 
@@ -80,42 +94,60 @@ def _case_folders(root: Path) -> Iterator[Path]:
 
 
 def _case(name: str, objects: Sequence[DicomObject]) -> Case | Problem:
-    segs = [one for one in objects if one.kind == "SEG"]
     images = [one for one in objects if one.kind == "image"]
-    if len(segs) != 1:
-        return _without_seg(name, objects, len(segs))
-    seg = segs[0]
     series = {one.series for one in images}
-    wanted = seg.refers_to if seg.refers_to in series else next(iter(series), "")
+    drawn = _drawn(name, objects, series)
+    if isinstance(drawn, Problem):
+        return drawn
+    wanted = drawn.refers_to if drawn.refers_to in series else next(iter(series), "")
     own = [one.path for one in images if one.series == wanted]
-    folder = _common_folder(own) if own else seg.path.parent
+    folder = _common_folder(own) if own else drawn.path.parent
     others = [one for one in images if one.series != wanted and folder in one.path.parents]
-    if not own or others or (len(series) > 1 and wanted != seg.refers_to):
+    if not own or others or (len(series) > 1 and wanted != drawn.refers_to):
         return case_problem(
             name,
-            expected="the series that the SEG was drawn on, in a folder of its own",
+            expected=f"the series that the {drawn.kind} was drawn on, in a folder of its own",
             found=f"{len(series)} series",
-            remedy="keep each series in its own folder and leave one SEG",
+            remedy=f"keep each series in its own folder and leave one {drawn.kind}",
             code="series-ambiguous" if series else "no-images",
         )
-    return Case(f"series_{wanted}", (folder,), seg.path, patient=seg.patient)
+    return Case(f"series_{wanted}", (folder,), drawn.path, patient=drawn.patient)
 
 
-def _without_seg(name: str, objects: Sequence[DicomObject], count: int) -> Problem:
-    if count == 0 and any(one.kind == "RTSTRUCT" for one in objects):
+def _drawn(
+    name: str, objects: Sequence[DicomObject], series: Collection[str]
+) -> DicomObject | Problem:
+    """The SEG; without one the RTSTRUCT, of several the one drawn on a series of the folder."""
+    segs = [one for one in objects if one.kind == "SEG"]
+    if len(segs) == 1:
+        return segs[0]
+    if segs:
         return case_problem(
             name,
-            expected="a DICOM SEG beside the series",
-            found="an RTSTRUCT, whose contours are not read as labels",
-            remedy="convert the structure set to a DICOM SEG or a label map first",
-            code="rtstruct-unread",
+            expected="one DICOM SEG beside the series",
+            found=f"{len(segs)}",
+            remedy="leave the one to learn from",
+            code="seg-ambiguous",
+        )
+    sets = [one for one in objects if one.kind == "RTSTRUCT"]
+    if len(sets) > 1:
+        sets = [one for one in sets if one.refers_to in series] or sets
+    if len(sets) == 1:
+        return sets[0]
+    if sets:
+        return case_problem(
+            name,
+            expected="one RTSTRUCT that refers to a series of the folder",
+            found=f"{len(sets)}",
+            remedy="leave the one to learn from",
+            code="rtstruct-ambiguous",
         )
     return case_problem(
         name,
-        expected="one DICOM SEG beside the series",
-        found="none" if count == 0 else f"{count}",
-        remedy="add it or take the folder out" if count == 0 else "leave the one to learn from",
-        code="label-missing" if count == 0 else "seg-ambiguous",
+        expected="a DICOM SEG or RTSTRUCT beside the series",
+        found="none",
+        remedy="add it or take the folder out",
+        code="label-missing",
     )
 
 
@@ -129,10 +161,15 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 def _scheme(cases: list[Case], problems: list[Problem]) -> LabelScheme:
     """One label for each name of a segment, in order of names; damaged cases become problems."""
     labels: dict[str, Label] = {}
-    for case in tuple(cases):
+    spelt: dict[str, str] = {}
+    # segments first: they are matched by their name as it stands
+    for case in sorted(cases, key=lambda case: is_rtstruct(case.label)):
         try:
-            for label in read_segment_scheme(case.label).labels:
-                labels.setdefault(label.name, label)
+            of_rois = is_rtstruct(case.label)
+            for label in read_label_scheme(case.label).labels:
+                name = spelt.setdefault(plain_name(label.name), label.name)
+                name = name if of_rois else label.name
+                labels.setdefault(name, replace(label, name=name))
         except MedsegError as error:
             cases.remove(case)
             problems.append(Problem(case.id, error))

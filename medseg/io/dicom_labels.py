@@ -1,0 +1,78 @@
+"""Labels that come as a DICOM object beside the image: a SEG or an RT structure set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg.core import Grid, LabelMap, LabelScheme
+from medseg.io.dicom_folders import RTSTRUCT_CLASS, read_segment_scheme
+from medseg.io.dicom_quiet import quiet_dicom
+from medseg.io.scan import DicomSource, Source
+
+__all__ = ["is_rtstruct", "read_dicom_labels", "read_label_scheme"]
+
+
+def is_rtstruct(path: Path) -> bool:
+    """Whether a file is an RT structure set; a damaged file is none."""
+    from pydicom import dcmread  # noqa: PLC0415 - only where DICOM is read
+
+    try:
+        with quiet_dicom():
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+            return str(header.get("SOPClassUID", "")) == RTSTRUCT_CLASS
+    except Exception:  # the reader that is tried next tells what is wrong
+        return False
+
+
+def read_dicom_labels(
+    path: Path, scheme: LabelScheme, grid: Grid, source: Source | None = None
+) -> LabelMap:
+    """Read a SEG or an RTSTRUCT as a label map.
+
+    Structures often contain each other in an RTSTRUCT: a voxel in several goes to the one with the
+    fewest voxels. ROIs that the scheme does not list are left out, unless one is likely meant by a
+    label that the file lacks.
+
+    Args:
+        path: The SEG or RTSTRUCT.
+        scheme: What its segments or ROIs mean.
+        grid: The grid of the image.
+        source: Where the image came from; for a DICOM series the frame of reference is compared.
+
+    Raises:
+        FormatError: As :func:`~medseg.io.dicom_seg_reading.read_seg` and
+            :func:`~medseg.io.rtstruct_voxels.read_rtstruct`.
+        GeometryError: As these.
+    """
+    if is_rtstruct(path):
+        from medseg.io.rtstruct_voxels import read_rtstruct  # noqa: PLC0415
+
+        frame = None
+        if isinstance(source, DicomSource):
+            frame = source.datasets[0].get("FrameOfReferenceUID")
+        labels, _ = read_rtstruct(
+            path,
+            scheme,
+            grid,
+            frame_of_reference=str(frame) if frame else None,
+            overlaps="smaller",
+            unknown="leave",
+        )
+        return labels
+    from medseg.io.dicom_seg_reading import read_seg  # noqa: PLC0415
+
+    return read_seg(path, scheme, grid)
+
+
+def read_label_scheme(path: Path) -> LabelScheme:
+    """The segments of a SEG, or the ROIs of an RTSTRUCT that enclose something, as a scheme.
+
+    Raises:
+        FormatError: ``seg-unreadable``, ``rtstruct-unreadable``, ``rtstruct-contours``,
+            ``rtstruct-empty``, ``rtstruct-roi-twice``.
+    """
+    if is_rtstruct(path):
+        from medseg.io.rtstruct_voxels import read_roi_scheme  # noqa: PLC0415
+
+        return read_roi_scheme(path)
+    return read_segment_scheme(path)
