@@ -27,6 +27,7 @@ __all__ = [
     "ResourceError",
     "ShapeError",
     "one_of",
+    "why_unreadable",
 ]
 
 
@@ -96,6 +97,25 @@ class ResourceError(MedsegError, OSError):
     """The machine did not give what was needed: disk space, permission, memory, a device."""
 
     default_code = "resource"
+
+
+def why_unreadable(error: Exception) -> str:
+    """Describe in a ``found`` clause why a file could not be read or understood.
+
+    >>> why_unreadable(FileNotFoundError())
+    'no such file or folder'
+    >>> why_unreadable(KeyError("dice"))
+    "a file without 'dice'"
+    """
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "no such file or folder"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, OSError):
+        return "a file that cannot be read"
+    if isinstance(error, KeyError) and error.args:
+        return f"a file without {error.args[0]!r}"
+    return "a file with other content"
 
 
 def one_of(choice: str, choices: Iterable[str]) -> str:

@@ -11,13 +11,27 @@ from typing import Annotated
 import typer
 
 from medseg import NOTICE, __version__
-from pipelines.commands import data, demo, doctor, ensemble, evaluate, models, plan, predict, train
-from pipelines.commands.console import app
+from pipelines.commands import (
+    data,
+    demo,
+    doctor,
+    ensemble,
+    evaluate,
+    models,
+    plan,
+    predict,
+    studies,
+    train,
+)
+from pipelines.commands.console import app, studies_app
+from pipelines.commands.studies_ledger import add_ledger_verbs
 
 __all__ = ["app", "main"]
 
-COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, train)
+COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, studies, train)
 """Modules whose import adds their command to the application."""
+
+add_ledger_verbs(studies_app)
 
 
 def main() -> None:

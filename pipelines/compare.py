@@ -68,11 +68,8 @@ def compare_evaluations(
             case.
     """
     one, other = read_evaluation(first), read_evaluation(second)
-    differing = [
-        key
-        for key, value in one.rules["settings"].items()
-        if other.rules["settings"].get(key) != value
-    ]
+    rules, others = one.rules["settings"], other.rules["settings"]
+    differing = [key for key in {**rules, **others} if rules.get(key) != others.get(key)]
     if one.rules["structures"] != other.rules["structures"]:
         differing.append("structures")
     if differing:

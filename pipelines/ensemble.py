@@ -43,6 +43,7 @@ __all__ = ["ENSEMBLE_NAME", "Choice", "Trial", "choose_ensemble"]
 
 _LEAST_MM3 = (10.0, 50.0, 200.0, 1000.0)
 _MARGIN = 1e-6
+_HARDLY = 0.3
 
 Dice = dict[str, dict[str, float]]
 
@@ -82,6 +83,16 @@ class Choice:
     trials: tuple[Trial, ...]
     steps: tuple[tuple[LabelCleaning, float, float, bool], ...]
     cases: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each structure that was hardly found: the best of little is no model."""
+        return tuple(
+            f"{name!r} has a Dice of {value:.3f} on the held-out cases: nothing that was compared "
+            "finds it; look at the predictions and train for longer before you use this"
+            for name, value in self.dice.items()
+            if name != "mean" and value < _HARDLY
+        )
 
 
 @dataclass(frozen=True, slots=True)

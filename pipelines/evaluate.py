@@ -47,6 +47,7 @@ from pipelines.label_sources import (
 )
 from pipelines.output import prepare_output
 from pipelines.pairing import Pairing, image_stem, pair_cases
+from pipelines.tables import counted
 
 __all__ = ["EvaluationOrder", "evaluate", "write_evaluation"]
 
@@ -122,7 +123,9 @@ def evaluate(
         source = _without_ignored(plain_labels(present), order.ignore_label)
     ignored = ignored_value(source, order.ignore_label)
     scheme = with_ignored(source.scheme, ignored)
-    chosen_by, structures = chosen_structures(source, order.regions, ignored, present)
+    chosen_by, structures = chosen_structures(
+        source, order.regions, ignored, present, list(pairing.references.values())
+    )
     settings = order.settings.model_copy(update={"ignore_value": ignored})
     _check_tolerances(settings, structures)
     measure = partial(_measured, scheme=scheme, structures=structures, settings=settings)
@@ -144,7 +147,7 @@ def evaluate(
         raise FormatError(
             "evaluation",
             expected="at least one case that can be scored",
-            found=f"{len(failed)} failures, the first: {failed[0].message}",
+            found=f"{counted(len(failed), 'failure')}, the first: {failed[0].message}",
             remedy="correct the files",
             code=failed[0].code,
         )
@@ -234,18 +237,20 @@ def check_images(images: Path | None) -> None:
         )
 
 
-def problems(evaluation: Evaluation) -> list[str]:
-    """Missing, failed and foreign cases, a sentence each."""
+def problems(evaluation: Evaluation, *, failures: bool = True) -> list[str]:
+    """Missing, failed and foreign cases, a sentence each; failed ones only if wished."""
     found = []
     if evaluation.missing:
         how = {"worst": "scored as the worst", "leave-out": "left out"}
         names = ", ".join(evaluation.missing)
         policy = how[evaluation.settings.missing]
         found.append(f"{len(evaluation.missing)} without prediction, {policy}: {names}")
-    found += [f"failed: {each.message} [{each.code}]" for each in evaluation.failed]
+    if failures:
+        found += [f"failed: {each.message} [{each.code}]" for each in evaluation.failed]
     if evaluation.foreign:
         names = ", ".join(evaluation.foreign)
-        found.append(f"{len(evaluation.foreign)} predictions without a reference, unused: {names}")
+        foreign = counted(len(evaluation.foreign), "prediction")
+        found.append(f"{foreign} without a reference, unused: {names}")
     return found
 
 
@@ -399,7 +404,7 @@ def _page(
         "labels": evaluation.labels_from,
         "structures": evaluation.structures_from,
         **policy_in_words(evaluation.settings),
-        **evaluation.settings.model_dump(mode="json"),
+        **evaluation.settings.in_force(),
         "intervals": f"{evaluation.bootstrap.draws} bootstrap draws of cases, "
         f"seed {evaluation.bootstrap.seed}",
     }

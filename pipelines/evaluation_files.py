@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg import NOTICE, __version__
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, why_unreadable
 from medseg.metrics.case import StructureScores
 from medseg.metrics.settings import EvaluationSettings, Metric, metrics_of
 from medseg.metrics.structures import Structure
@@ -42,9 +42,10 @@ _PACKAGES = ("numpy", "scipy", "numba")
 _PROTOCOLS = {
     "transunet": "distances in voxels, edge voxels, 95th percentile of both directions together; "
     "absent from the reference but predicted: Dice 1, distance 0; not predicted: Dice 0, distance "
-    "0, so that a miss lowers the mean distance",
+    "0, so that a miss lowers the mean distance; in neither map: Dice 0, distance 0",
     "neunet": "distances in voxels, edge voxels, larger of both directions' 95th percentiles; "
-    "absent from the reference: left out; not predicted: Dice 0, distance left out",
+    "absent from the reference, predicted or in neither map: left out; not predicted: Dice 0, "
+    "distance left out",
 }
 
 
@@ -143,7 +144,7 @@ class Evaluation:
             "medseg": __version__,
             "versions": {package: version(package) for package in _PACKAGES},
             "python": platform.python_version(),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.in_force(),
             "policy": policy_in_words(self.settings),
             "bootstrap": {
                 "level": self.bootstrap.level,
@@ -212,7 +213,7 @@ def read_evaluation(folder: Path) -> SavedEvaluation:
         raise ConfigError(
             str(folder),
             expected=f"a folder that `medseg evaluate` wrote, with {SUMMARY} and {CASES}",
-            found=f"{type(error).__name__} on reading",
+            found=why_unreadable(error),
             remedy="evaluate again, or give the folder after -o",
             code="evaluation-unreadable",
         ) from error

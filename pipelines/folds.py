@@ -484,6 +484,6 @@ def _report(
     root: Path | None,
     listener: Listener,
 ) -> None:
-    if result.finished and Ranks().first:
+    if result.steps and not result.finished_before and Ranks().first:
         whole = read_data(settings, root or Path(settings.data.root))
         write_training_report(result, settings, Folds.load(folder).data(fold, whole), listener)

@@ -13,12 +13,13 @@ from pathlib import Path
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
 from medseg.inference.memory import MemoryPlan, PeakMeter
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
-from medseg.io.reading import IMAGE_SUFFIXES, read_channels, read_image
+from medseg.io.reading import IMAGE_SUFFIXES, read_channels
 from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
+from medseg.studies.inputs import read_case_image
 from pipelines.output import prepare_output
 from pipelines.results import (
     RESULTS,
@@ -31,13 +32,21 @@ from pipelines.results import (
 __all__ = [
     "Case",
     "CaseResult",
+    "Loaded",
+    "Picking",
     "Region",
+    "Segmented",
     "case_name",
     "check_channel_names",
+    "earlier_results",
     "make_cases",
     "plan_case",
+    "predict_case",
     "prepare_output",
+    "read_case",
+    "results_exist",
     "segment_case",
+    "write_case",
 ]
 
 Region = tuple[
@@ -63,6 +72,19 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Picking:
+    """What is taken of a DICOM study.
+
+    Args:
+        series: Channel of the model and what the user says of its series, in pairs.
+        allow_gaps: Whether slices that are not evenly apart are resampled instead of refused.
+    """
+
+    series: tuple[tuple[str, str], ...] = ()
+    allow_gaps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class CaseResult:
     """What was made for one case.
 
@@ -74,6 +96,8 @@ class CaseResult:
         notes: What a careful reader should know.
         predicted_ram_bytes: Peak of memory that was foretold.
         peak_ram_bytes: Peak that was measured.
+        refused: Code and sentence of a result that could not be made, such as the DICOM SEG; all
+            others are there.
     """
 
     name: str
@@ -83,6 +107,7 @@ class CaseResult:
     notes: tuple[str, ...]
     predicted_ram_bytes: int
     peak_ram_bytes: int
+    refused: tuple[str, str] | None = None
 
 
 def case_name(path: Path) -> str:
@@ -164,6 +189,62 @@ def check_channel_names(cases: Sequence[Case], card: ModelCard) -> None:
             )
 
 
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A case that was read; a context manager that ends the measuring of its memory.
+
+    Args:
+        case: Which.
+        scan: What was read.
+        seconds: How long that took.
+        meter: Of the memory since it was begun.
+    """
+
+    case: Case
+    scan: Scan
+    seconds: float
+    meter: PeakMeter
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Measure no longer."""
+        self.meter.__exit__(None, None, None)
+
+    @property
+    def bytes(self) -> int:
+        """What its voxels hold."""
+        return self.scan.volume.data_cijk.nbytes
+
+
+@dataclass(slots=True, eq=False)
+class Segmented:
+    """A case that was segmented and is to be written.
+
+    Args:
+        loaded: What was read.
+        prediction: What came of it.
+        box: Voxels that were looked at; None for all.
+        files: What is written already.
+    """
+
+    loaded: Loaded
+    prediction: Prediction
+    box: Box | None
+    files: dict[str, Path]
+
+    @property
+    def bytes(self) -> int:
+        """What its voxels and labels hold."""
+        entropy = self.prediction.entropy_ijk
+        labels = self.prediction.labels.data_ijk.nbytes
+        return self.loaded.bytes + labels + (0 if entropy is None else entropy.nbytes)
+
+
 def segment_case(
     case: Case,
     predictor: Predictor,
@@ -177,9 +258,9 @@ def segment_case(
     """Read one case, segment it, write every result and the report.
 
     Writers re-read what they wrote and compare labels and world coordinates before the file gets
-    its name; the report comes last, so a case that has one is complete. If writing DICOM SEG fails,
-    the NIfTI result stays and the error goes on. A series without the identifiers that a SEG must
-    repeat gives the NIfTI result alone and a note that says so.
+    its name; the report comes last, so a case that has one is complete. If DICOM SEG cannot be
+    written, all else is, and the result says what was refused and why. A series without the
+    identifiers that a SEG must repeat gives the NIfTI result alone and a note that says so.
 
     Args:
         case: What to read.
@@ -194,26 +275,53 @@ def segment_case(
         MedsegError: Whatever reading, segmenting or writing found wrong.
     """
     wishes = wishes or Wishes()
-    there = _earlier_results(case, out, overwrite)
-    with PeakMeter() as meter:
-        return _segmented(case, predictor, out, listener, there, wishes, roi, meter)
+    there = earlier_results(case.name, out)
+    if there and not overwrite:
+        raise results_exist(there[0])
+    with read_case(case, predictor.card) as loaded:
+        segmented = predict_case(loaded, predictor, out, listener=listener, wishes=wishes, roi=roi)
+        return write_case(segmented, predictor, out, wishes=wishes)
 
 
-def _segmented(
-    case: Case,
+def read_case(case: Case, card: ModelCard, picking: Picking | None = None) -> Loaded:
+    """Read one case.
+
+    Args:
+        case: Which.
+        card: What the model expects.
+        picking: What is taken of a DICOM study.
+
+    Raises:
+        MedsegError: Whatever was found wrong.
+    """
+    meter = PeakMeter()
+    meter.__enter__()
+    try:
+        clock = time.perf_counter()
+        scan = _read(case, card, picking or Picking())
+        return Loaded(case, scan, time.perf_counter() - clock, meter)
+    except BaseException:
+        meter.__exit__(None, None, None)
+        raise
+
+
+def predict_case(
+    loaded: Loaded,
     predictor: Predictor,
     out: Path,
+    *,
     listener: Listener,
-    there: Sequence[Path],
     wishes: Wishes,
     roi: Region | None,
-    meter: PeakMeter,
-) -> CaseResult:
-    clock = time.perf_counter()
-    scan = _read(case, predictor)
-    read_at = time.perf_counter()
+) -> Segmented:
+    """Segment a case that was read; only probabilities, if they are wanted, are written.
+
+    Raises:
+        MedsegError: Whatever was found wrong.
+        Cancelled: If the listener asked to stop.
+    """
+    case, scan = loaded.case, loaded.scan
     box = _box(roi, scan)
-    sources = list(case.channels.values())
     files: dict[str, Path] = {}
     with ExitStack() as stack:
         sink = None
@@ -225,17 +333,31 @@ def _segmented(
         except MedsegError as error:
             if isinstance(error, ConfigError) or error.code in _NOT_OF_THE_IMAGE:
                 raise
-            raise relocated(error, str(sources[0])) from error
+            raise relocated(error, str(next(iter(case.channels.values())))) from error
     if wishes.probabilities:
         files["probabilities"] = path
-    for old in there:  # results of two runs must never stand side by side
+    return Segmented(loaded, prediction, box, files)
+
+
+def write_case(
+    segmented: Segmented, predictor: Predictor, out: Path, *, wishes: Wishes
+) -> CaseResult:
+    """Write every result of a case, the report last; results of an earlier run make way.
+
+    Raises:
+        MedsegError: Whatever was found wrong. Parts of a case are no result: unless an output was
+            refused for what it is, none stays.
+    """
+    loaded, prediction, files = segmented.loaded, segmented.prediction, segmented.files
+    case, scan = loaded.case, loaded.scan
+    for old in earlier_results(case.name, out):  # those of two runs must never stand side by side
         if old not in files.values():
             old.unlink(missing_ok=True)
-    seconds = {"read": read_at - clock, **prediction.seconds}
+    seconds = {"read": loaded.seconds, **prediction.seconds}
     notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
     notes += rtstruct_notes(scan, wishes)
     try:
-        write_results(
+        refused = write_results(
             case.name,
             out,
             scan,
@@ -245,13 +367,13 @@ def _segmented(
             files=files,
             seconds=seconds,
             notes=notes,
-            sources=sources,
-            roi=box,
-            meter=meter,
+            channels=case.channels,
+            roi=segmented.box,
+            meter=loaded.meter,
         )
     except BaseException as error:
-        # parts of a case are no result, be it a full disk or Ctrl-C; but where an output was
-        # refused for what it is, such as DICOM SEG, the segmentation itself is whole
+        # be it a full disk or Ctrl-C; but where an output was refused for what it is, the
+        # segmentation itself is whole
         if isinstance(error, ResourceError) or not isinstance(error, MedsegError):
             for path in files.values():
                 path.unlink(missing_ok=True)
@@ -263,19 +385,25 @@ def _segmented(
         seconds,
         notes,
         prediction.plan.ram_bytes,
-        meter.look(),
+        loaded.meter.look(),
+        refused,
     )
 
 
 def plan_case(
-    case: Case, predictor: Predictor, *, roi: Region | None = None, probabilities: bool = False
+    case: Case,
+    predictor: Predictor,
+    *,
+    roi: Region | None = None,
+    probabilities: bool = False,
+    picking: Picking | None = None,
 ) -> MemoryPlan:
     """Read one case and tell what segmenting it would hold in memory, without doing it.
 
     Raises:
         MedsegError: Whatever reading or planning found wrong.
     """
-    scan = _read(case, predictor)
+    scan = _read(case, predictor.card, picking or Picking())
     try:
         return predictor.plan(scan.volume, roi=_box(roi, scan), probabilities=probabilities)
     except MedsegError as error:
@@ -295,23 +423,31 @@ def _box(roi: Region | None, scan: Scan) -> Box | None:
     return spans[0], spans[1], spans[2]
 
 
-def _earlier_results(case: Case, out: Path, overwrite: bool) -> list[Path]:
-    there = [path for end in RESULTS.values() if (path := out / f"{case.name}{end}").exists()]
-    if there and not overwrite:
-        raise ConfigError(
-            str(there[0]),
-            expected="no result of this name yet",
-            found="one from an earlier run",
-            remedy="add --overwrite, or choose another output folder",
-            code="output-exists",
-        )
-    return there
+def earlier_results(name: str, out: Path) -> list[Path]:
+    """The result files of that name that are there."""
+    return [path for end in RESULTS.values() if (path := out / f"{name}{end}").exists()]
 
 
-def _read(case: Case, predictor: Predictor) -> Scan:
-    channels = predictor.card.inputs.channels
+def results_exist(path: Path) -> ConfigError:
+    """The refusal to replace a file."""
+    return ConfigError(
+        str(path),
+        expected="no result of this name yet",
+        found="one from an earlier run",
+        remedy="add --overwrite, or choose another output folder",
+        code="output-exists",
+    )
+
+
+def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
+    channels = card.inputs.channels
     if set(case.channels) == {_UNNAMED}:
-        scan = read_image(case.channels[_UNNAMED])
+        scan = read_case_image(
+            case.channels[_UNNAMED],
+            card,
+            series=dict(picking.series),
+            allow_gaps=picking.allow_gaps,
+        )
     else:
         scan = read_channels({channel.name: case.channels[channel.name] for channel in channels})
     for path, data_ijk in zip(case.channels.values(), scan.volume.data_cijk, strict=False):

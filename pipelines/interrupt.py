@@ -50,13 +50,15 @@ class Interruptible:
 
 
 @contextmanager
-def until_interrupted(inner: Listener) -> Iterator[Interruptible]:
+def until_interrupted(inner: Listener, *, or_terminated: bool = False) -> Iterator[Interruptible]:
     """A listener that the first Ctrl-C cancels; the second one interrupts as it always does.
 
     Outside the main thread, where no signal arrives, nothing is installed.
 
     Args:
         inner: Hears everything.
+        or_terminated: Whether SIGTERM, by which schedulers of clusters ask a process to end, counts
+            as Ctrl-C.
     """
     listener = Interruptible(inner)
     if threading.current_thread() is not threading.main_thread():
@@ -65,10 +67,13 @@ def until_interrupted(inner: Listener) -> Iterator[Interruptible]:
 
     def first(_signal: int, _frame: FrameType | None) -> None:
         listener.interrupt()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, first)
+    numbers = (signal.SIGINT, signal.SIGTERM) if or_terminated else (signal.SIGINT,)
+    before = [signal.signal(number, first) for number in numbers]
     try:
         yield listener
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import yaml
 
 from medseg.core import Label, LabelScheme
-from medseg.errors import ConfigError, MedsegError, one_of
+from medseg.data.layouts.brats import brats_scheme_of
+from medseg.data.schemes import BRATS_SCHEMES, SCHEMES
+from medseg.errors import ConfigError, MedsegError, one_of, why_unreadable
 from medseg.metrics.structures import Structure, brats_regions, check_names, label_structures
 from medseg.models.card import load_card
 from medseg.models.zoo import find_model
@@ -20,6 +23,21 @@ from medseg.models.zoo import find_model
 __all__ = ["LabelSource", "chosen_structures", "find_labels", "ignored_value", "plain_labels"]
 
 _INDEX = "dataset.json"
+# beginnings of words; what may be called non-enhancing stands before what enhances
+_PARTS = {
+    "cavity": ("cavity", "resection"),
+    "oedema": ("oedema", "edema", "flair"),
+    "core": ("necro", "nonenh"),
+    "enhancing": ("enhanc",),
+}
+_SHORT = {
+    "rc": "cavity",
+    "ncr": "core",
+    "net": "core",
+    "netc": "core",
+    "ed": "oedema",
+    "snfh": "oedema",
+} | {"et": "enhancing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +114,7 @@ def read_label_file(path: Path) -> LabelSource:
         text = path.read_text(encoding="utf-8")
         content = _table(text) if path.suffix.lower() == ".tsv" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, ValueError) as error:
-        raise _unreadable(path, f"{type(error).__name__} on reading") from error
+        raise _unreadable(path, why_unreadable(error)) from error
     if isinstance(content, LabelScheme):
         return LabelSource(path.name, content)
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
@@ -151,9 +169,16 @@ def with_ignored(scheme: LabelScheme, ignored: int | None) -> LabelScheme:
 
 
 def chosen_structures(
-    source: LabelSource, regions: Sequence[str], ignored: int | None, present: Collection[int]
+    source: LabelSource,
+    regions: Sequence[str],
+    ignored: int | None,
+    present: Collection[int],
+    references: Sequence[Path] = (),
 ) -> tuple[str, tuple[Structure, ...]]:
     """What is scored.
+
+    Which numbering ``brats`` means is told by the names of the labels, else by how the challenge
+    named the files of a year together with the values that occur, else by these values alone.
 
     Args:
         source: The labels.
@@ -161,6 +186,7 @@ def chosen_structures(
             model's regions, a BraTS set, or ``NAME=MEMBER,MEMBER`` each.
         ignored: Value that is left out.
         present: Values that occur in the references; only looked at for ``brats``.
+        references: Their files; only their names are looked at, for ``brats``.
 
     Returns:
         Name of the choice for people, and the structures.
@@ -190,10 +216,40 @@ def chosen_structures(
             )
         return f"regions of {source.origin}", source.regions
     if len(regions) == 1 and "=" not in regions[0]:
-        return brats_regions(regions[0], present)
+        told = _brats_by_names(source.scheme) or _brats_by_files(references, present)
+        return brats_regions(told or "brats" if regions[0] == "brats" else regions[0], present)
     found = tuple(_region(text, source.scheme) for text in regions)
     check_names(found)
     return "regions as written", found
+
+
+def _brats_by_names(scheme: LabelScheme) -> str | None:
+    """The numbering whose values mean the parts of a tumour that these labels are called after."""
+    parts = {label.value: _part(label.name) for label in scheme.labels}
+    for name in BRATS_SCHEMES:
+        if parts == {label.value: _part(label.name) for label in SCHEMES[name].labels}:
+            return name
+    return None
+
+
+def _part(name: str) -> str | None:
+    """The part of a tumour that a label's name speaks of, in the words of the challenges."""
+    words = set(re.findall(r"[a-z]+", name.lower().replace("non-enh", "nonenh")))
+    for part, beginnings in _PARTS.items():
+        if any(word.startswith(beginnings) for word in words):
+            return part
+    short = {_SHORT[word] for word in words if word in _SHORT}
+    return short.pop() if len(short) == 1 else None
+
+
+def _brats_by_files(references: Sequence[Path], present: Collection[int]) -> str | None:
+    stems = [path.name.split(".")[0].lower() for path in references]
+    if not stems or not all(stem.startswith("brats") for stem in stems):
+        return None
+    marks = {stem[-4:-3] for stem in stems if stem.endswith("seg")}
+    if len(marks) != 1 or not marks <= {"-", "_"}:
+        return None
+    return brats_scheme_of(set(present) - {0}, hyphenated=marks == {"-"})
 
 
 def _region(text: str, scheme: LabelScheme) -> Structure:
@@ -291,7 +347,7 @@ def case_list(text: str) -> list[str]:
         raise ConfigError(
             "--cases",
             expected="NAME,NAME, a text file of names, or FILE.json:PART",
-            found=f"{type(error).__name__} on reading {text!r}",
+            found=f"{why_unreadable(error)}: {text!r}",
             remedy="see `medseg evaluate --help`",
             code="cases",
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ class NetworkPage:
         ]
 
 
+@cache
 def network_page(
     name: str, *, preset: str | None = None, extents: str | None = None, batch: int = 1
 ) -> NetworkPage:

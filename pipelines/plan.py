@@ -225,20 +225,20 @@ def tried_plan(
         ResourceError: ``plan-memory`` if nothing fits.
         Cancelled: If the listener asked to stop.
     """
-    listener.started(_STAGE, _ATTEMPTS)
+    # how many steps must be tried is not known before: no share of them is told
+    listener.started(_STAGE, 1)
     plan = planner.plan(memory_bytes)
-    for attempt in range(1, _ATTEMPTS + 1):
+    for _ in range(_ATTEMPTS):
         content = plan.settings.model_dump(mode="json")
         measured = step(content, device, listener)
         if measured is not None and measured.peak_bytes <= memory_bytes:
-            listener.advanced(_STAGE, _ATTEMPTS)
+            listener.advanced(_STAGE, 1)
             return plan, measured
         took = 2.0 * memory_bytes if measured is None else float(measured.peak_bytes)
         listener.noted(
             f"window {plan.settings.inputs.window_ijk}, batch {plan.settings.training.batch_size}: "
-            + ("memory ran out" if measured is None else f"{took / 1e9:.2f} GB")
+            + ("memory ran out" if measured is None else f"{took / 1e9:.2f} GB, more than allowed")
         )
-        listener.advanced(_STAGE, attempt)
         if plan.position == 0:
             planner.refuse(memory_bytes, took)
         # what a step takes beside its tensors stays; the tensors must give the rest

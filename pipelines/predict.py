@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from medseg.errors import ConfigError
-from medseg.events import Cancelled, Listener
 from medseg.inference.memory import MemoryPlan, in_words
 from medseg.inference.post_processing import parse_cleaning
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
 from medseg.models.card import LabelCleaning, ModelCard, load_card
 from medseg.models.zoo import find_members
-from medseg.studies.devices import Place, run_on_devices
+from medseg.studies.devices import Place
+from medseg.studies.inputs import series_choices
 from medseg.studies.runner import Outcome, run_cases
-from pipelines.infer import (
-    Case,
-    CaseResult,
-    Region,
-    check_channel_names,
-    plan_case,
-    prepare_output,
-    segment_case,
-)
+from pipelines.discovery import expected_bytes
+from pipelines.infer import Case, Picking, Region, check_channel_names, plan_case
 from pipelines.results import Wishes
 
 __all__ = [
     "Order",
+    "device_names",
+    "load_predictor",
     "make_order",
     "parse_bytes",
     "parse_mirror",
     "parse_region",
+    "parse_shard",
     "plan_rows",
     "plans",
-    "predictions",
     "settings_from_options",
     "store_path",
 ]
@@ -54,6 +47,7 @@ _RANGES = {
     "coarser": "a factor from 1 to 8",
     "threads": "at least 1 thread",
 }
+_MOST_JOBS = 64
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -80,6 +74,13 @@ class Order:
         wishes: What is made beside the segmentation.
         roi: Box of voxels to look at.
         store: File that keeps measured choices of precision.
+        jobs: Cases that are read, and that are written, at a time.
+        shard: Which part of the cases is done here, from 1, and of how many; None for all.
+        ledger: File of the ledger, if it is not in ``out``.
+        trust_times: Whether an image whose files have their size and time still is not read again
+            to see if it is the same.
+        salt: What identifiers in a new ledger are made with; random if None.
+        picking: What is taken of DICOM studies.
     """
 
     models: tuple[Path, ...]
@@ -90,6 +91,12 @@ class Order:
     wishes: Wishes
     roi: Region | None
     store: Path | None
+    jobs: int = 1
+    shard: tuple[int, int] | None = None
+    ledger: Path | None = None
+    trust_times: bool = False
+    salt: bytes | None = None
+    picking: Picking = field(default_factory=Picking)
 
 
 def make_order(
@@ -101,6 +108,12 @@ def make_order(
     overwrite: bool,
     wishes: Wishes,
     roi: str | None,
+    jobs: int = 1,
+    shard: str | None = None,
+    ledger: Path | None = None,
+    trust_times: bool = False,
+    series: Sequence[str] = (),
+    allow_gaps: bool = False,
 ) -> Order:
     """Everything checked that can be checked before a model is loaded.
 
@@ -108,53 +121,47 @@ def make_order(
         ConfigError: If an option or a model's name is wrong.
     """
     folders = tuple(folder for name in models for folder in find_members(name))
+    card = load_card(folders[0])
+    choices = series_choices(series, card.inputs.channels)
     return Order(
         models=folders,
-        settings=settings_from_options(load_card(folders[0]), options),
+        settings=settings_from_options(card, options),
         device=device,
         out=out,
         overwrite=overwrite,
         wishes=wishes,
         roi=parse_region(roi),
         store=store_path(),
+        jobs=_checked_jobs(jobs),
+        shard=parse_shard(shard),
+        ledger=ledger,
+        trust_times=trust_times,
+        picking=Picking(tuple(sorted(choices.items())), allow_gaps),
     )
 
 
-def predictions(
-    order: Order, cases: Sequence[Case], listener: Listener
-) -> Iterator[Outcome[Case, CaseResult]]:
-    """Segment every case, on one device here or on several in processes of their own.
-
-    Yields:
-        One outcome per case as it ends.
+def load_predictor(order: Order, place: Place | None = None) -> Predictor:
+    """The models of an order, on its device or where a worker has its place.
 
     Raises:
-        MedsegError: If models, device or output folder cannot be used.
+        MedsegError: If models or device cannot be used.
     """
-    card = load_card(order.models[0])
-    check_channel_names(cases, card)
-    devices = [name.strip() for name in order.device.split(",")]
-    if len(devices) == 1:
-        predictor = _predictor(order)
-        prepare_output(order.out)
+    settings, device = order.settings, order.device
+    if place is not None:
+        settings = settings.model_copy(update={"threads": place.threads})
+        device = place.device
+    return Predictor.load(order.models, settings, device=device, store=order.store)
 
-        def process(case: Case) -> CaseResult:
-            if listener.cancelled():
-                raise Cancelled
-            return _segment(order, predictor, case, listener)
 
-        yield from run_cases(cases, process)
-        return
+def device_names(order: Order) -> list[str]:
+    """The devices of an order, each known to be there.
+
+    Raises:
+        ConfigError: If one is not.
+    """
     from medseg.ops.device import choose_devices  # noqa: PLC0415 - loads torch
 
-    names = [str(device) for device in choose_devices(order.device)]
-    prepare_output(order.out)
-    threads = order.settings.threads or os.cpu_count() or 1
-    outcomes = run_on_devices(
-        cases, names, partial(_worker, order), threads=max(threads, len(names)), listener=listener
-    )
-    with contextlib.closing(outcomes):  # type: ignore[type-var]
-        yield from outcomes
+    return [str(device) for device in choose_devices(order.device)]
 
 
 def plans(order: Order, cases: Sequence[Case]) -> Iterator[Outcome[Case, MemoryPlan]]:
@@ -164,14 +171,19 @@ def plans(order: Order, cases: Sequence[Case]) -> Iterator[Outcome[Case, MemoryP
         One outcome per case.
     """
     if "," in order.device:  # the plan of one case is that of the device that gets it
-        from medseg.ops.device import choose_devices  # noqa: PLC0415 - loads torch
-
-        order = replace(order, device=str(choose_devices(order.device)[0]))
-    predictor = _predictor(order)
+        order = replace(order, device=device_names(order)[0])
+    predictor = load_predictor(order)
     check_channel_names(cases, predictor.card)
+    if len(cases) > 1:  # while one is worked on others are in memory, of which the largest counts
+        # as medseg.studies.flight promises: a case holds twice its voxels while it is read
+        room = 2 * order.jobs * 2 * max(map(expected_bytes, cases))
+        predictor.elsewhere = lambda: (0, room)
     wanted = order.wishes.probabilities
     yield from run_cases(
-        cases, lambda case: plan_case(case, predictor, roi=order.roi, probabilities=wanted)
+        cases,
+        lambda case: plan_case(
+            case, predictor, roi=order.roi, probabilities=wanted, picking=order.picking
+        ),
     )
 
 
@@ -284,6 +296,38 @@ def parse_region(text: str | None) -> Region | None:
     )
 
 
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """``2/8`` for the second of eight parts; None for all.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(
+            "--shard",
+            expected="part/parts, such as 1/8 to 8/8",
+            found=repr(text),
+            remedy="count the parts from 1",
+            code="config-value",
+        )
+    return int(found[1]), int(found[2])
+
+
+def _checked_jobs(jobs: int) -> int:
+    if not 1 <= jobs <= _MOST_JOBS:
+        raise ConfigError(
+            "--jobs",
+            expected=f"1 to {_MOST_JOBS} cases that are read, and written, at a time",
+            found=str(jobs),
+            remedy="see `medseg predict --help`",
+            code="config-value",
+        )
+    return jobs
+
+
 def store_path() -> Path:
     """Where measured choices are kept between runs: the user's cache folder."""
     if sys.platform == "win32":
@@ -310,37 +354,3 @@ def _cleanings(texts: Sequence[str] | None, card: ModelCard) -> tuple[LabelClean
         )
     names = [label.name for label in card.scheme().labels]
     return tuple(parse_cleaning(text, names) for text in texts)
-
-
-def _predictor(order: Order) -> Predictor:
-    return Predictor.load(order.models, order.settings, device=order.device, store=order.store)
-
-
-def _segment(order: Order, predictor: Predictor, case: Case, listener: Listener) -> CaseResult:
-    return segment_case(
-        case,
-        predictor,
-        order.out,
-        listener=listener,
-        overwrite=order.overwrite,
-        wishes=order.wishes,
-        roi=order.roi,
-    )
-
-
-class _Worker:
-    """What a process of its own does with one case."""
-
-    def __init__(self, order: Order, predictor: Predictor) -> None:
-        self._order = order
-        self._predictor = predictor
-
-    def __call__(self, case: Case, listener: Listener, /) -> CaseResult:
-        """Segment it."""
-        return _segment(self._order, self._predictor, case, listener)
-
-
-def _worker(order: Order, place: Place) -> _Worker:
-    settings = order.settings.model_copy(update={"threads": place.threads})
-    predictor = Predictor.load(order.models, settings, device=place.device, store=order.store)
-    return _Worker(order, predictor)

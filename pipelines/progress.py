@@ -51,9 +51,9 @@ class ConsoleListener:
     def advanced(self, stage: str, done: int) -> None:
         """Move the stage's bar; where there are no bars, write a line now and then."""
         now = time.monotonic()
-        if self._progress.disable and now - self._told_s > _LINE_EVERY_S:
+        total = self._totals.get(stage, done)
+        if self._progress.disable and done < total and now - self._told_s > _LINE_EVERY_S:
             self._told_s = now
-            total = self._totals.get(stage, done)
             left_s = (now - self._began_s.get(stage, now)) / max(1, done) * (total - done)
             self.noted(f"{stage}: {done} of {total}, about {left_s:.0f} s left")
         if stage in self._tasks:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,12 +17,14 @@ from medseg import NOTICE, __version__
 from medseg.atomic import write_bytes, write_text
 from medseg.core import LabelMap
 from medseg.core.uncertainty import UncertaintySummary, summarise_uncertainty
+from medseg.errors import MedsegError, ResourceError
 from medseg.inference.memory import PeakMeter
 from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink, in_slices
 from medseg.inference.sweep import Box
 from medseg.io.scan import DicomSource, Scan
 from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
 from medseg.models.card import InputSettings
+from pipelines.redaction import without_paths
 
 __all__ = ["RESULTS", "Wishes", "opened_probabilities", "rtstruct_notes", "write_results"]
 
@@ -103,14 +105,14 @@ def write_results(  # noqa: PLR0915 - one file after the other
     files: dict[str, Path],
     seconds: dict[str, float],
     notes: Sequence[str],
-    sources: Sequence[Path],
+    channels: Mapping[str, Path],
     roi: Box | None,
     meter: PeakMeter,
-) -> None:
+) -> tuple[str, str] | None:
     """Write everything but the probabilities, the manifest last.
 
     Label files are re-read and compared, in voxels and in world coordinates, before they get their
-    names. If writing DICOM SEG fails, the NIfTI result stays and the error goes on.
+    names. If DICOM SEG cannot be made all else is, and the manifest says what is missing and why.
 
     Args:
         name: Stem of the files.
@@ -122,12 +124,15 @@ def write_results(  # noqa: PLR0915 - one file after the other
         files: Kind of result to its path; filled in the order of writing.
         seconds: Wall-clock time of the stages so far; the writing is added.
         notes: What a careful reader should know.
-        sources: What was read.
+        channels: What was read, by channel.
         roi: Voxels that were looked at; None for all.
         meter: Of the memory since the case was begun.
 
+    Returns:
+        Code and sentence of the first DICOM object that was refused; None if all was written.
+
     Raises:
-        MedsegError: Whatever writing or comparing found wrong.
+        MedsegError: Whatever else writing or comparing found wrong.
     """
     clock = time.perf_counter()
     labels = prediction.labels
@@ -135,18 +140,37 @@ def write_results(  # noqa: PLR0915 - one file after the other
     def target(kind: str) -> Path:
         return out / f"{name}{RESULTS[kind]}"
 
+    def shown(text: str) -> str:
+        return text if wishes.log_paths else without_paths(text, name, channels)
+
+    notes = tuple(map(shown, notes))
     _write_nifti(labels, target("nifti"), scan)
     files["nifti"] = target("nifti")
     write_text(target("table"), _label_table(labels))
     files["table"] = target("table")
-    if isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
-        _write_seg(labels, target("dicom_seg"), scan.source, predictor)
-        files["dicom_seg"] = target("dicom_seg")
+    refused: dict[str, tuple[str, str]] = {}
+
+    def write_object(
+        kind: str,
+        called: str,
+        write: Callable[[LabelMap, Path, DicomSource, Predictor], None],
+        source: DicomSource,
+    ) -> None:
+        place = target(kind)
+        why = _refusal(called, lambda: write(labels, place, source, predictor), shown)
+        if why is None:
+            files[kind] = place
+        else:
+            refused[kind] = why
+
+    source = scan.source
+    can_refer = isinstance(source, DicomSource) and _seg_can_refer(source)
+    if isinstance(source, DicomSource) and can_refer:
+        write_object("dicom_seg", "DICOM SEG", _write_seg, source)
     written_at = time.perf_counter()
     seconds["write_and_verify"] = written_at - clock
-    if wishes.rtstruct and isinstance(scan.source, DicomSource) and _seg_can_refer(scan.source):
-        _write_rtstruct(labels, target("rtstruct"), scan.source, predictor)
-        files["rtstruct"] = target("rtstruct")
+    if wishes.rtstruct and isinstance(source, DicomSource) and can_refer:
+        write_object("rtstruct", "RT structure set", _write_rtstruct, source)
         seconds["rtstruct"] = time.perf_counter() - written_at
         written_at = time.perf_counter()
     statistics = label_statistics(labels, scan.volume)
@@ -176,10 +200,14 @@ def write_results(  # noqa: PLR0915 - one file after the other
         "rtstruct": "rtstruct" in files,
     }
     manifest["memory"]["measured_ram_bytes"] = meter.look()
+    if refused:
+        manifest["refused"] = {
+            kind: {"code": code, "message": words} for kind, (code, words) in refused.items()
+        }
     if doubt is not None:
         manifest["uncertainty"] = _doubt_json(doubt)
     if wishes.log_paths:
-        manifest["input"]["paths"] = [str(path) for path in sources]
+        manifest["input"]["paths"] = [str(path) for path in channels.values()]
     if wishes.page:
         paged_at = time.perf_counter()
         page = manifest | {"memory": _memory_for_people(prediction, meter)}
@@ -193,6 +221,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
     }
     write_text(target("report"), json.dumps(manifest, indent=2, allow_nan=False) + "\n")
     files["report"] = target("report")
+    return next(iter(refused.values()), None)
 
 
 def _write_nifti(labels: LabelMap, path: Path, scan: Scan) -> None:
@@ -223,6 +252,23 @@ def _write_rtstruct(
 
     card = predictor.card
     write_rtstruct(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+
+
+def _refusal(
+    kind: str, write: Callable[[], None], shown: Callable[[str], str]
+) -> tuple[str, str] | None:
+    """Write a DICOM object; why it could not be made, unless it is for the disk."""
+    try:
+        write()
+    except ResourceError:
+        raise
+    except MedsegError as error:
+        return error.code, shown(str(error))
+    except Exception as error:
+        # its text could hold what the source holds
+        found = f"unexpected {type(error).__name__} at writing the {kind}; please report it"
+        return "unexpected", found
+    return None
 
 
 def rtstruct_notes(scan: Scan, wishes: Wishes) -> tuple[str, ...]:

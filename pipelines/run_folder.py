@@ -21,6 +21,7 @@ from typing import Any
 import monai
 import numpy as np
 import torch
+import yaml
 
 import medseg
 from medseg.atomic import write_text
@@ -41,6 +42,7 @@ __all__ = [
     "check_writable",
     "earlier_run",
     "hardware",
+    "record_of_finished",
     "remove_leftovers",
     "versions",
 ]
@@ -69,6 +71,8 @@ _FREE_KEYS = {"data.root", "training.device", "training.workers", "training.pref
     "training.cache_folder",
     "training.preparation_processes",
 }
+# what may grow
+_LENGTH_KEYS = {"training.steps", "training.epochs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,13 @@ class Earlier:
 
     Args:
         settings: As it was begun with.
-        config_sha256: Hash of its ``config.yaml``.
+        config_yaml: Its ``config.yaml``, with the length that it shall have now.
         checkpoint: Its last state; None if it ended before its first step.
         numerics: Precision and layout it was begun in; None if it had not chosen yet.
     """
 
     settings: RunSettings
-    config_sha256: str
+    config_yaml: str
     checkpoint: Checkpoint | None
     numerics: Numerics | None
 
@@ -124,6 +128,11 @@ class RunFolder:
         """Hash of ``config.yaml``."""
         return hashlib.sha256(self.config_yaml.encode("utf-8")).hexdigest()
 
+    @property
+    def course_sha256(self) -> str:
+        """Hash of the settings but for the run's length, which may be made larger later."""
+        return _course_sha256(self.config_yaml)
+
     def begin(self, data: DataList, *, overwrite: bool) -> None:
         """Write settings and split into an empty folder; an earlier run is removed if wished."""
         if overwrite:
@@ -131,6 +140,17 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / _SPLIT_NAME, _json(data.split()))
         write_text(self.path / CONFIG_NAME, self.config_yaml)
+
+    def go_on(self, data: DataList) -> None:
+        """Write down that the run is longer now, if it is.
+
+        Raises:
+            ConfigError: ``resume-split``.
+        """
+        self.check_split(data)
+        path = self.path / CONFIG_NAME
+        if path.read_text(encoding="utf-8") != self.config_yaml:
+            write_text(path, self.config_yaml)
 
     def check_split(self, data: DataList) -> None:
         """Refuse to go on with other cases than the run was begun with.
@@ -227,7 +247,8 @@ def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earl
         )
     begun = load_settings(path)
     _check_same(begun, settings, folder)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = _with_length(path.read_text(encoding="utf-8"), settings)
+    digest = _course_sha256(text)
     checkpoints = folder / "checkpoints"
     checkpoint = None
     if any((checkpoints / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME)):
@@ -235,13 +256,45 @@ def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earl
         if checkpoint.config_sha256 != digest:
             raise ConfigError(
                 str(checkpoints),
-                expected=f"a checkpoint of the run, whose {CONFIG_NAME} has the sha256 "
-                f"{digest[:12]}...",
+                expected=f"a checkpoint of the run, the settings in whose {CONFIG_NAME} have the "
+                f"sha256 {digest[:12]}...",
                 found=f"one of {checkpoint.config_sha256[:12]}...",
                 remedy=f"put the {CONFIG_NAME} and checkpoints of one run together",
                 code="checkpoint-other-run",
             )
-    return Earlier(begun, digest, checkpoint, _chosen(folder / _PROBE_NAME))
+    return Earlier(begun, text, checkpoint, _chosen(folder / _PROBE_NAME))
+
+
+def record_of_finished(
+    folder: Path, earlier: Earlier, settings: RunSettings, budget_s: float | None
+) -> dict[str, Any] | None:
+    """The ``run.json`` of a run with nothing left to do; None if there is.
+
+    A run has something left if it was interrupted, before its end or while its validation cases
+    were judged at the end, or if it shall now go on for longer. One that ended early since
+    validation no longer got better has nothing left.
+
+    Args:
+        folder: The run folder.
+        earlier: The run in it.
+        settings: As the run shall go on.
+        budget_s: The wall-clock budget that is wished now.
+    """
+    path = folder / RECORD_NAME
+    if earlier.checkpoint is None or earlier.numerics is None or not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    judged = record["finished"] and record["validation_dice_per_case"] is not None
+    if not judged or record["steps"] != earlier.checkpoint.step:
+        return None
+    kept_s, training = earlier.checkpoint.budget_s, settings.training
+    if kept_s is not None:
+        longer = (budget_s or 0.0) > kept_s
+    elif training.steps is not None:
+        longer = training.steps > record["steps"]
+    else:
+        longer = (training.epochs or 0) > record["epochs"]
+    return None if longer and not record["ended_early"] else record
 
 
 def versions() -> dict[str, str]:
@@ -268,6 +321,8 @@ def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
     if isinstance(now.get(weights), str):
         now[weights] = Path(str(now[weights])).name
     for key in sorted(before.keys() | now.keys()):
+        if key in _LENGTH_KEYS and _is_longer(before.get(key), now.get(key)):
+            continue
         if key not in _FREE_KEYS and before.get(key) != now.get(key):
             raise ConfigError(
                 f"{folder}: {key}",
@@ -277,6 +332,27 @@ def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
                 "configuration, or start a new run",
                 code="resume-settings",
             )
+
+
+def _is_longer(before: object, now: object) -> bool:
+    return isinstance(before, int) and isinstance(now, int) and now > before
+
+
+def _with_length(config_yaml: str, settings: RunSettings) -> str:
+    """The same settings with the length of others."""
+    content = yaml.safe_load(config_yaml)
+    length = {"steps": settings.training.steps, "epochs": settings.training.epochs}
+    if length == {key: content["training"].get(key) for key in length}:
+        return config_yaml
+    content["training"] |= length
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _course_sha256(config_yaml: str) -> str:
+    content = yaml.safe_load(config_yaml)
+    for key in ("steps", "epochs"):
+        content["training"].pop(key, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _flat(content: object, path: str = "") -> dict[str, object]:

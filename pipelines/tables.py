@@ -11,7 +11,9 @@ from rich.text import Text
 
 from medseg.models.card import ModelCard
 
-__all__ = ["print_card", "print_table"]
+__all__ = ["counted", "print_card", "print_table"]
+
+_WIDEST = 100_000
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -24,8 +26,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console = Console()
     if not console.is_terminal:
         # piped output is not folded to the width of a terminal that is not there
-        console = Console(width=200)
+        console = Console(width=_WIDEST)
     console.print(table)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "error"), counted(2, "error")
+    ('1 error', '2 errors')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_card(card: ModelCard) -> None:

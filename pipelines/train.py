@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medseg.data.datalist import DataList, read_datalist
+from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.models.table import build_volume_network
 from medseg.ops.device import choose_device
@@ -23,9 +24,10 @@ from pipelines.run_folder import (
     check_run_folder,
     check_writable,
     earlier_run,
+    record_of_finished,
     remove_leftovers,
 )
-from pipelines.shipped import find_config
+from pipelines.shipped import find_config, shipped_configs
 from pipelines.torchrun import processes_together
 from pipelines.training_checks import (
     check_data,
@@ -59,7 +61,7 @@ def train_from_command(
 ) -> TrainResult:
     """Train as the command line asks, with bars on stderr, and write the report of the training.
 
-    Ctrl-C stops after the current step.
+    Ctrl-C stops after the current step; the report then says that the run was interrupted.
 
     Args:
         config: A YAML file or the name of a shipped configuration; with ``resume`` also the folder
@@ -95,7 +97,7 @@ def train_from_command(
             resume=resume,
             device=place,
         )
-        if result.finished and Ranks().first:
+        if result.steps and not result.finished_before and Ranks().first:
             cases = read_data(settings, data or Path(settings.data.root))
             with suppress(Cancelled):  # the model is there
                 write_training_report(result, settings, cases, listener)
@@ -113,6 +115,8 @@ def settings_from_command(
     if resume and (Path(config) / CONFIG_NAME).is_file():
         path, folder = Path(config) / CONFIG_NAME, out or Path(config)
     else:
+        if resume:
+            _check_is_run(config)
         path = find_config(config)
         folder = out or Path("runs") / path.stem
     content = load_settings(path).model_dump(mode="json")
@@ -121,6 +125,28 @@ def settings_from_command(
     if device is not None:
         content["training"]["device"] = device
     return parse_settings(content, where=str(path)), folder
+
+
+def _check_is_run(config: str) -> None:
+    """Say of what looks like a folder that it is none of a run."""
+    place = Path(config)
+    if config in shipped_configs() or place.is_file():
+        return
+    if place.is_dir() or (place.name != config and not place.suffix):
+        folds = (place / "folds.json").is_file()
+        if folds:
+            found = "a folder of folds"
+        else:
+            found = f"one without {CONFIG_NAME}" if place.is_dir() else "no such folder"
+        raise ConfigError(
+            config,
+            expected=f"the folder of a run, with {CONFIG_NAME}, or a configuration",
+            found=found,
+            remedy="go on with the folds by medseg train CONFIG --cv --resume --out FOLDER"
+            if folds
+            else "correct the path, or give the configuration and the folder with --out",
+            code="resume-folder",
+        )
 
 
 def train(
@@ -143,13 +169,15 @@ def train(
         data_root: Dataset folder instead of ``settings.data.root``.
         data: Cases already read and divided, instead of those that the settings name.
         budget_s: Wall-clock seconds that choosing the precision, training and the validations in
-            between may take; the schedule is stretched to it and it replaces epochs and steps.
+            between may take; the schedule is stretched to it and it replaces epochs and steps. A
+            continued run may be given more than it was begun with.
             Reading the cases before and the validation after the end come on top.
         listener: Progress; its wish to stop ends the training after the current step, with a model
             marked as unfinished.
         overwrite: Whether an earlier run in the folder is removed.
         resume: Whether to go on with the run in the folder, from its last checkpoint and with its
-            settings and what is left of its budget. Where none was begun, a new one is.
+            settings and what is left of its budget. Where none was begun, a new one is; one with
+            nothing left to do is left as it is.
         device: Where to train; that of the settings if None.
 
     Raises:
@@ -172,7 +200,12 @@ def train(
 
     ranks.by_first(check_folder)
     earlier = earlier_run(run_folder, settings, hearer) if resume else None
+    record = None
+    if earlier is not None:
+        record = record_of_finished(run_folder, earlier, settings, budget_s)
     ranks.told(None)  # nobody writes before everybody has read
+    if record is not None:
+        return TrainResult.of_record(run_folder, record)
     root = data_root or Path(settings.data.root)
     rng_devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=rng_devices), plain_tensors():
@@ -180,6 +213,8 @@ def train(
         network = build_volume_network(settings.network, settings.inputs)
         check_extents(settings, network)
         # what is wrong with the network is told before the dataset is opened
+        if data is None and data_root is None and earlier is not None:
+            _check_place(run_folder, settings, earlier.settings)
         data = data or read_data(settings, root)
         check_data(settings, data)
         if earlier is None or earlier.checkpoint is None:
@@ -188,10 +223,23 @@ def train(
             hearer.noted(f"going on after step {earlier.checkpoint.step}")
         folder = RunFolder.of(run_folder, settings, root)
         if earlier is not None:
-            text = (run_folder / CONFIG_NAME).read_text(encoding="utf-8")
-            folder = RunFolder(run_folder, text)
+            folder = RunFolder(run_folder, earlier.config_yaml)
         session = TrainingSession(settings, data, folder, place, network, hearer, ranks, earlier)
         return session.run(budget_s, overwrite=overwrite)
+
+
+def _check_place(run_folder: Path, settings: RunSettings, begun: RunSettings) -> None:
+    """Say what a run knows of its dataset's place, where its own settings go on with it."""
+    root = settings.data.root
+    if root == begun.data.root and not Path(root).exists():
+        raise ConfigError(
+            str(run_folder),
+            expected="the dataset that the run was begun with",
+            found=f"no folder {root!r} here",
+            remedy="a run keeps the name of the dataset's folder and no path to it: name it with "
+            "--data FOLDER",
+            code="dataset-missing",
+        )
 
 
 def read_data(settings: RunSettings, root: Path) -> DataList:

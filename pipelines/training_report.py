@@ -65,7 +65,8 @@ def write_training_report(
     on the grids of their images and drawn beside the truth.
 
     Args:
-        result: A finished run.
+        result: A run that finished, or that was interrupted: then the page says so, and that its
+            cases were not judged.
         settings: Of the run.
         data: Its cases.
         listener: Progress and the wish to stop.
@@ -84,8 +85,8 @@ def write_training_report(
     sections = [
         _head(result, settings),
         _curves(result.run_folder / PICTURE_NAME),
-        _structures(result.per_case),
-        _cases(result.per_case, means, order),
+        _structures(result.per_case) if result.per_case else "",
+        _cases(result.per_case, means, order) if result.per_case else "",
         _overlays(
             [(name, means[name], cases[name]) for name in chosen],
             result.run_folder,
@@ -138,7 +139,18 @@ def _head(result: TrainResult, settings: RunSettings) -> str:
         f"<title>{_text(title)}: training</title><style>{_STYLE}</style></head><body><main>"
         f"<h1>{_text(title)}: training</h1><p>{_text(settings.description)}</p>"
         f"<p class=notice>{_text(NOTICE)}</p>"
+        f"{_interrupted(result)}"
         f'<div class=wide><table aria-label="Run"><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _interrupted(result: TrainResult) -> str:
+    if result.finished and result.per_case:
+        return ""
+    where = "while its cases were judged" if result.finished else f"after step {result.steps}"
+    return (
+        f"<p class=notice>This run was interrupted {where}: its validation cases were not judged "
+        "by the exported weights. --resume goes on with it.</p>"
     )
 
 

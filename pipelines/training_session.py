@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import monai
 import torch
@@ -21,7 +22,7 @@ from medseg.models.folder import save_model
 from medseg.models.network import SegmentationNetwork
 from medseg.training.batches import StepBatches
 from medseg.training.cases import PreparedCases, cache_cases, training_loader
-from medseg.training.checkpoint import BestWeights, load_best
+from medseg.training.checkpoint import BestWeights, Checkpoint, load_best
 from medseg.training.engine import Outcome, TrainingRun
 from medseg.training.logs import RunLog
 from medseg.training.losses import LossOptions, build_loss
@@ -61,6 +62,7 @@ class TrainResult:
         weights: Number of trained parameters.
         skipped: Steps left out since loss or gradient was not finite.
         finished: Whether the schedule came to its end.
+        finished_before: Whether it had when the run was to be continued: nothing was done.
     """
 
     run_folder: Path
@@ -78,6 +80,35 @@ class TrainResult:
     weights: int
     skipped: int
     finished: bool
+    finished_before: bool = False
+
+    @classmethod
+    def of_record(cls, run_folder: Path, record: Mapping[str, Any]) -> TrainResult:
+        """What a finished run came to, as its ``run.json`` tells."""
+        seconds, per_case = record["seconds"], record["validation_dice_per_case"]
+        dice = {name: _float(value) for name, value in record["validation_dice"].items()}
+        mean_dice = dice.pop("mean")
+        return cls(
+            run_folder=run_folder,
+            card=load_card(run_folder),
+            losses=(),
+            steps=record["steps"],
+            epochs=record["epochs"],
+            reading_s=0.0,
+            training_s=seconds["training"],
+            validation_s=seconds["final_validation"],
+            numerics=Numerics(**record["numerics"]),
+            dice=dice,
+            mean_dice=mean_dice,
+            per_case={
+                case: {name: _float(value) for name, value in scores.items()}
+                for case, scores in per_case.items()
+            },
+            weights=record["weights"],
+            skipped=record["steps_left_out"],
+            finished=True,
+            finished_before=True,
+        )
 
 
 @dataclass(slots=True)
@@ -120,7 +151,7 @@ class TrainingSession:
         self.ranks.by_first(
             (lambda: self.folder.begin(self.data, overwrite=overwrite))
             if self.earlier is None
-            else (lambda: self.folder.check_split(self.data))
+            else (lambda: self.folder.go_on(self.data))
         )
         self.network.to(self.device)
         if training.sync_batch_norm:
@@ -131,7 +162,7 @@ class TrainingSession:
         pace: Pace = (
             StepPace(training.steps or (training.epochs or 1) * len(batches))
             if budget_s is None
-            else BudgetPace(budget_s, 0.0 if checkpoint is None else checkpoint.progress * budget_s)
+            else BudgetPace(budget_s, _spent_s(checkpoint))
         )
         chosen_began = time.monotonic()
         numerics = self.ranks.told(self._numerics(loss, budget_s) if self.ranks.first else None)
@@ -175,14 +206,14 @@ class TrainingSession:
                 keep_model=lambda steps, epochs, seconds: self._keep_unfinished(
                     stepper, steps, epochs, seconds
                 ),
-                config_sha256=self.folder.config_sha256,
+                config_sha256=self.folder.course_sha256,
                 budget_s=budget_s,
                 resume=checkpoint,
             ).run()
             best = self._take_best(stepper, outcome)
             scores = self._final_scores(stepper, validator, outcome)
-            if scores is not None and log is not None:
-                if outcome.losses or not log.validations:
+            if log is not None and outcome.steps:
+                if scores is not None and (outcome.losses or not log.validations):
                     log.validated(
                         step=outcome.steps,
                         epoch=outcome.epochs,
@@ -221,22 +252,24 @@ class TrainingSession:
         )
 
     def _budget(self, given_s: float | None) -> float | None:
-        """The wall-clock time of the whole run; a continued one keeps its own."""
+        """The wall-clock time of the whole run; a continued one keeps its own or gets more."""
         checkpoint = None if self.earlier is None else self.earlier.checkpoint
         if checkpoint is None:
             return given_s
-        if given_s is not None and given_s != checkpoint.budget_s:
-            kept = checkpoint.budget_s
+        kept = checkpoint.budget_s
+        if given_s is not None and (kept is None or given_s < kept):
             raise ConfigError(
                 "budget",
                 expected="no budget, since steps end the run"
                 if kept is None
-                else f"{kept:g} s, as the run was begun with",
+                else f"at least {kept:g} s, as the run was begun with",
                 found=f"{given_s:g} s",
-                remedy="leave --budget out: what is left of the run's own is used",
+                remedy="leave --budget out, or name larger training.steps or training.epochs"
+                if kept is None
+                else "leave --budget out: what is left of the run's own is used",
                 code="resume-settings",
             )
-        return checkpoint.budget_s
+        return kept if given_s is None else given_s
 
     def _read(self) -> tuple[StepBatches, PreparedCases | None]:
         settings, training, ranks = self.settings, self.settings.training, self.ranks
@@ -473,6 +506,17 @@ class TrainingSession:
 def _plain(dice: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN: what could not be measured is null."""
     return {name: round(value, 4) if math.isfinite(value) else None for name, value in dice.items()}
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _spent_s(checkpoint: Checkpoint | None) -> float:
+    """Seconds of its budget that the earlier part of a run has used."""
+    if checkpoint is None or checkpoint.budget_s is None:
+        return 0.0
+    return checkpoint.progress * checkpoint.budget_s
 
 
 def _count_weights(network: torch.nn.Module) -> int:

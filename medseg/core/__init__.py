@@ -3,6 +3,7 @@
 from medseg.core.extent import crop, crop_grid, pad, pad_grid
 from medseg.core.grid import Grid
 from medseg.core.labelmap import LabelMap
+from medseg.core.lean import Lean
 from medseg.core.orientation import SLICES_LAST, AxisTurn, axis_turn, reorient, turn
 from medseg.core.scheme import Code, Label, LabelScheme
 from medseg.core.spacing import respace_grid, respace_shape
@@ -16,6 +17,7 @@ __all__ = [
     "Label",
     "LabelMap",
     "LabelScheme",
+    "Lean",
     "Volume",
     "axis_turn",
     "crop",

@@ -16,7 +16,7 @@ from statistics import median
 from medseg.data.datalist import divide
 from medseg.data.facts import CaseFacts, default_jobs, measure_cases
 from medseg.data.layouts import Listing, list_cases
-from medseg.data.splits import PARTS, Split
+from medseg.data.splits import PARTS, Split, SplitError
 from medseg.errors import MedsegError
 from medseg.events import Listener, Silent
 
@@ -115,8 +115,9 @@ def check_dataset(
         # an incomplete case is told below; whether the others can be divided is worth knowing too
         division = divide(root, listing, split, fold=fold, keep=False)
     except MedsegError as error:
-        if not any(error is problem.error for problem in listing.problems):
-            found.append(_finding("", error))
+        told = [problem.error for problem in listing.problems]
+        faults = error.faults if isinstance(error, SplitError) else (error,)
+        found += [_finding("", fault) for fault in faults if not any(fault is one for one in told)]
     # a division that was made in spite of them leaves the incomplete cases out
     found += [
         replace(_finding(problem.case, problem.error), is_error=division is None)

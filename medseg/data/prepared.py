@@ -217,10 +217,12 @@ class Preparation:
     def key(self, case: Case) -> str:
         """A name for what the case becomes: settings, files (name, size, time) and code decide it.
 
-        Window, overlap and mirroring of the inputs have no part in it.
+        Window, overlap and mirroring of the inputs have no part in it, nor have the rules by which
+        series are chosen.
         """
+        left_out = {"window_ijk": True, "overlap": True, "mirror_axes": True}
         inputs = self.inputs.model_dump(
-            mode="json", exclude={"window_ijk", "overlap", "mirror_axes"}
+            mode="json", exclude={**left_out, "channels": {"__all__": {"series"}}}
         )
         files = []
         for path in case.files:

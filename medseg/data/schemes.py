@@ -14,6 +14,7 @@ import yaml
 
 from medseg.core import Code, Label, LabelScheme
 from medseg.errors import ConfigError, FormatError, one_of
+from medseg.metrics.structures import BRATS_REGIONS
 from medseg.models.card import Region
 
 __all__ = ["BRATS_SCHEMES", "REGIONS", "SCHEMES", "find_scheme", "recode_by_name"]
@@ -69,16 +70,6 @@ def _tumour(name: str, parts: Mapping[int, tuple[str, Any]]) -> LabelScheme:
         code = None if concept is None else Code(concept[0], "SCT", concept[1])
         labels.append(Label(value, part, rgb, _ALTERED, code))
     return LabelScheme(name, tuple(labels))
-
-
-def _regions(
-    whole: tuple[int, ...], core: tuple[int, ...], enhancing: int, oedema: int, rest_of_core: int
-) -> tuple[Region, ...]:
-    return (
-        Region(name="whole tumour", members=whole, writes=oedema),
-        Region(name="tumour core", members=core, writes=rest_of_core),
-        Region(name="enhancing tumour", members=(enhancing,), writes=enhancing),
-    )
 
 
 _SCHEMES = (
@@ -211,16 +202,21 @@ SCHEMES: Mapping[str, LabelScheme] = {scheme.name: scheme for scheme in _SCHEMES
 BRATS_SCHEMES: tuple[str, ...] = tuple(name for name in SCHEMES if name.startswith("brats-"))
 """Those of the brain tumour challenge; a number means different tissue in different years."""
 
+# the value that each region writes: oedema for the whole tumour, the rest of the core for the core
+_WRITES = {
+    "brats-2012-2015": (2, 3, 4),
+    "brats-2018-2021": (2, 1, 4),
+    "brats-2023": (2, 1, 3),
+    "brats-2024-gli": (2, 1, 3, 4),
+    "brats-nnunet-137": (1, 2, 3),
+}
+
 REGIONS: Mapping[str, tuple[Region, ...]] = {
-    "brats-2012-2015": _regions((1, 2, 3, 4), (1, 3, 4), 4, 2, 3),
-    "brats-2018-2021": _regions((1, 2, 4), (1, 4), 4, 2, 1),
-    "brats-2023": _regions((1, 2, 3), (1, 3), 3, 2, 1),
-    # the cavity that surgery left is no tumour: it belongs to none of the three
-    "brats-2024-gli": (
-        *_regions((1, 2, 3), (1, 3), 3, 2, 1),
-        Region(name="resection cavity", members=(4,), writes=4),
-    ),
-    "brats-nnunet-137": _regions((1, 2, 3), (2, 3), 3, 1, 2),
+    name: tuple(
+        Region(name=one.name, members=one.members, writes=value)
+        for one, value in zip(BRATS_REGIONS[name], writes, strict=True)
+    )
+    for name, writes in _WRITES.items()
 }
 """Overlapping regions that are trained and judged in place of the labels, by scheme."""
 

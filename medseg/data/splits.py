@@ -7,10 +7,11 @@ case ids, and ``"test"`` if wanted; a file of folds is a list of these (nnU-Net'
 
 from __future__ import annotations
 
+import difflib
 import json
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 from medseg.atomic import write_text
 from medseg.data.case import Case
 from medseg.data.layouts.listing import Problem, damaged, kind_of, parsed_json, refuse
-from medseg.errors import one_of
+from medseg.errors import ConfigError, MedsegError
 
 __all__ = [
     "FOLDS",
     "PARTS",
     "PUBLISHED",
     "Split",
+    "SplitError",
     "draw_folds",
     "draw_split",
     "holds_split",
@@ -36,7 +38,7 @@ __all__ = [
 PARTS = ("train", "validation", "test")
 FOLDS = "5-fold"
 _COUNT = 5
-_FEW_NAMES = 12
+_FEW_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,30 @@ class Split:
     validation: tuple[str, ...]
     test: tuple[str, ...] = ()
     source: str = ""
+
+
+class SplitError(ConfigError):
+    """A split with several faults: the words are those of the first.
+
+    Attributes:
+        faults: All of them.
+    """
+
+    faults: tuple[MedsegError, ...] = ()
+
+    @classmethod
+    def of(cls, faults: Sequence[MedsegError]) -> SplitError:
+        """The error of several."""
+        first = faults[0]
+        error = cls(
+            first.where,
+            expected=first.expected,
+            found=f"{first.found} (and {len(faults) - 1} more)",
+            remedy=f"{first.remedy}; `medseg data check` lists what else is wrong with the split",
+            code=first.code,
+        )
+        error.faults = tuple(faults)
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +180,15 @@ def draw_split(
         refuse(
             where,
             expected="at least one case to train and one to validate",
-            found=f"{len(patients)} in all, {held} of them held out",
-            remedy="add cases, lower data.validation_fraction or give a split file",
+            found=f"{len(patients)} in all, {held} of them held out"
+            if len(patients) > 1
+            else f"cases of {len(patients)} patient"
+            if len(cases) > 1
+            else f"{len(patients)} in all",
+            remedy="add cases, lower data.validation_fraction or give a split file"
+            if len(patients) > 1
+            else "add cases of at least one more patient: what was learnt from one cannot be "
+            "judged by the same",
             code="split-empty",
         )
     drawn = set(random.Random(seed).sample(sorted(patients), held))  # noqa: S311 - no secret
@@ -241,10 +274,12 @@ def read_split_file(
 
     Raises:
         FormatError: ``dataset-index`` if the file is damaged.
-        ConfigError: ``split-fold``, ``split-unknown-case``, ``split-leak``, ``split-incomplete``.
+        ConfigError: ``split-fold``, ``split-unknown-case``, ``split-leak``, ``split-incomplete``;
+            a :class:`SplitError` where there is more than one fault.
         MedsegError: What is wrong with a case that the split uses.
     """
     broken = {problem.case: problem.error for problem in problems}
+    patients = {case.id: case.patient for case in cases}
     known = {case.id for case in cases} | set(broken)
     content = _parsed(path)
     source = f"the file {path.name}"
@@ -261,15 +296,17 @@ def read_split_file(
     if not isinstance(content, Mapping):
         damaged(path, expected="a JSON object", found=type(content).__name__)
     parts = {
-        "train": _listed(path, "train", content.get("train"), known),
-        "validation": _listed(
-            path, "validation", content.get("validation", content.get("val")), known
-        ),
-        "test": _listed(path, "test", content["test"], known) if "test" in content else (),
+        "train": _listed(path, "train", content.get("train")),
+        "validation": _listed(path, "validation", content.get("validation", content.get("val"))),
+        "test": _listed(path, "test", content["test"]) if "test" in content else (),
     }
-    for name in (name for ids in parts.values() for name in ids if name in broken):
-        raise broken[name]
-    _check_no_leak(path, parts, {case.id: case.patient for case in cases})
+    faults: list[MedsegError] = [
+        *_unknown(path, parts, known),
+        *(broken[name] for ids in parts.values() for name in ids if name in broken),
+        *_leaks(path, parts, patients),
+    ]
+    if faults:
+        raise faults[0] if len(faults) == 1 else SplitError.of(faults)
     left = sorted({case.id for case in cases} - {name for ids in parts.values() for name in ids})
     if whole and left:
         refuse(
@@ -289,49 +326,70 @@ def _parsed(path: Path) -> Any:  # noqa: ANN401 - parsed JSON
     return content
 
 
-def _listed(path: Path, part: str, ids: object, known: Collection[str]) -> tuple[str, ...]:
+def _listed(path: Path, part: str, ids: object) -> tuple[str, ...]:
     if not isinstance(ids, list) or not ids or not all(isinstance(name, str) for name in ids):
         damaged(path, expected=f'"{part}" as a list of case ids', found=kind_of(ids))
-    for name in ids:
-        if name not in known:
-            refuse(
-                path,
-                expected="case ids of the dataset"
-                if len(known) > _FEW_NAMES
-                else one_of(name, known),
-                found=f"{name!r} under {part!r}",
-                remedy="correct the id; `medseg data check` lists them",
-                code="split-unknown-case",
-            )
     if len(set(ids)) < len(ids):
         damaged(path, expected=f'every case once under "{part}"', found="a case twice")
     return tuple(ids)
 
 
-def _check_no_leak(
+def _unknown(
+    path: Path, parts: Mapping[str, Sequence[str]], known: Collection[str]
+) -> Iterator[ConfigError]:
+    examples = ", ".join(repr(name) for name in sorted(known)[:_FEW_NAMES])
+    for part, ids in parts.items():
+        unknown = [name for name in ids if name not in known]
+        if not unknown:
+            continue
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        yield ConfigError(
+            str(path),
+            expected=f"ids of the dataset's {len(known)} cases, such as {examples}"
+            + (f" (nearest: {near[0]})" if near else ""),
+            found=f"{_few(unknown)} under {part!r}",
+            remedy="correct the ids, or take them out",
+            code="split-unknown-case",
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:_FEW_NAMES])
+    more = len(names) - _FEW_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _leaks(
     path: Path, parts: Mapping[str, Sequence[str]], patients: Mapping[str, str]
-) -> None:
+) -> Iterator[ConfigError]:
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = sorted(set(parts[first]) & set(parts[second]))
         if shared:
-            refuse(
-                path,
+            yield ConfigError(
+                str(path),
                 expected=f"no case in both {first} and {second}",
                 found=f"{len(shared)} in both, such as {shared[0]!r}",
                 remedy="take them out of one part: a leak makes the validation worthless",
                 code="split-leak",
             )
-        owners = {patients[name]: name for name in parts[first]}
-        for name in parts[second]:
-            if patients[name] in owners:
-                refuse(
-                    path,
-                    expected=f"no patient in both {first} and {second}",
-                    found=f"the patient of {owners[patients[name]]!r} in {first} and of {name!r} "
-                    f"in {second}",
-                    remedy="keep all cases of a patient in one part",
-                    code="split-leak",
-                )
+        owners = {patients[name]: name for name in parts[first] if name in patients}
+        torn = {
+            patients[name]: name
+            for name in reversed(parts[second])
+            if patients.get(name) in owners and name not in shared
+        }
+        if torn:
+            patient, name = list(torn.items())[-1]
+            others = f", and {len(torn) - 1} more" if len(torn) > 1 else ""
+            yield ConfigError(
+                str(path),
+                expected=f"no patient in both {first} and {second}",
+                found=f"the patient of {owners[patient]!r} in {first} and of {name!r} in {second}"
+                f"{others}",
+                remedy="keep all cases of a patient in one part",
+                code="split-leak",
+            )
 
 
 def _patients(cases: Sequence[Case]) -> dict[str, list[str]]:

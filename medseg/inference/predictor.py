@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import nn
 
-from medseg.core import AxisTurn, Grid, LabelMap, Volume, axis_turn
+from medseg.core import AxisTurn, Grid, LabelMap, Lean, Volume, axis_turn
 from medseg.data.preparation import ModelImage, check_channels, check_extent, model_shape
 from medseg.errors import ConfigError, MedsegError, ResourceError
 from medseg.events import Listener, Silent
@@ -150,6 +150,10 @@ class Predictor:
         settings: How predictions are made.
         device: Where the networks are.
 
+    Attributes:
+        elsewhere: Asked before each plan what the process holds of other images, and what it will
+            hold of them at most while this one is worked on, both in bytes; None for nothing.
+
     Raises:
         ConfigError: ``ensemble-labels`` if the members' labels differ.
     """
@@ -165,6 +169,7 @@ class Predictor:
         self.device = device or torch.device("cpu")
         self.card = self.members[0].card
         _check_labels_alike([member.card for member in self.members])
+        self.elsewhere: Callable[[], tuple[int, int]] | None = None
         self._passes: dict[tuple[int, int, tuple[int, ...]], DryPass] = {}
 
     @classmethod
@@ -223,9 +228,14 @@ class Predictor:
         Raises:
             As :meth:`predict`, before any work on the image.
         """
-        self._check_image(volume)
+        lean = Lean.of(volume.grid)
         if roi is not None:
             roi = _checked(roi, volume.grid)
+        if lean is not None:
+            _check_no_probabilities(probabilities)
+            roi = None if roi is None else lean.upright_box(roi)
+            volume = lean.straighten(volume)
+        self._check_image(volume)
         with using_threads(_threads(self.settings)), torch.inference_mode():
             return self._task(volume, roi, probabilities).plan
 
@@ -280,9 +290,19 @@ class Predictor:
     ) -> Generator[Finished, None, Prediction]:
         """As :meth:`predict`, yielding after each finished slab.
 
+        A stack that leans by more than 0.5 degrees, as those of a tilted gantry do, is set upright
+        for the network and its labels are leant back; it comes as one slab.
+
         Returns:
             The prediction, as the generator's value.
         """
+        lean = Lean.of(volume.grid)
+        if lean is not None:
+            _check_no_probabilities(on_probabilities is not None)
+            leant = self._leaning(volume, lean, listener, roi)
+            whole = [(0, extent) for extent in volume.grid.shape_ijk]
+            yield Finished((whole[0], whole[1], whole[2]), leant.labels.data_ijk)
+            return leant
         slabs = self._slabs(volume, listener or Silent(), roi, on_probabilities)
         try:
             while True:
@@ -295,6 +315,30 @@ class Predictor:
                 yield part
         finally:
             slabs.close()
+
+    def _leaning(
+        self, volume: Volume, lean: Lean, listener: Listener | None, roi: Box | None
+    ) -> Prediction:
+        box = None if roi is None else _checked(roi, volume.grid)
+        upright = self.predict(
+            lean.straighten(volume), listener, roi=None if box is None else lean.upright_box(box)
+        )
+        labels = lean.lean_back(upright.labels)
+        if box is not None:
+            inside = np.zeros(labels.data_ijk.shape, dtype=bool)
+            inside[tuple(slice(*span) for span in box)] = True
+            labels = LabelMap(np.where(inside, labels.data_ijk, 0), labels.grid, labels.scheme)
+        entropy = upright.entropy_ijk
+        return replace(
+            upright,
+            labels=labels,
+            entropy_ijk=None if entropy is None else lean.lean_array_back(entropy),
+            notes=(
+                f"the stack leans by {volume.grid.shear_deg:.1f} degrees: it was set upright for "
+                "the network and the labels leant back",
+                *upright.notes,
+            ),
+        )
 
     def _slabs(
         self,
@@ -422,13 +466,16 @@ class Predictor:
         )
         image = volume.data_cijk.nbytes
         resident = program_bytes()
-        program = max(0, resident - image - (0 if on_gpu else weights))
+        others, most_others = self.elsewhere() if self.elsewhere else (0, 0)
+        program = max(0, resident - image - others - (0 if on_gpu else weights))
         held = [
             Item("program", "ram", program),
             Item("weights", "vram" if on_gpu else "ram", weights),
             Item("input", "ram", image),
             Item("output", "ram", sum(array.nbytes for array in outputs if array is not None)),
         ]
+        if most_others:
+            held.append(Item("cases read ahead or being written", "ram", most_others))
         max_ram, max_vram = settings.max_ram_bytes, settings.max_vram_bytes
         if max_ram is None:
             max_ram = resident + int(_FREE_SHARE * psutil.virtual_memory().available)
@@ -751,6 +798,17 @@ def _checked(roi: Any, grid: Grid) -> Box:  # noqa: ANN401 - whatever the caller
             code="roi",
         )
     return spans[0], spans[1], spans[2]
+
+
+def _check_no_probabilities(wanted: bool) -> None:
+    if wanted:
+        raise ConfigError(
+            "probabilities",
+            expected="an image whose slices lie upright on each other",
+            found="a stack that leans (gantry tilt)",
+            remedy="leave --probabilities out, or resample the image first",
+            code="probabilities-leaning",
+        )
 
 
 def _memory_order(volume: Volume) -> Any:  # noqa: ANN401 - numpy's literal

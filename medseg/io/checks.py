@@ -135,12 +135,22 @@ def check_finite(array: npt.NDArray[Any], where: str) -> None:
 
 
 def checked_grid(
-    where: str, shape_ijk: tuple[int, int, int], affine_ras: npt.ArrayLike
+    where: str,
+    shape_ijk: tuple[int, int, int],
+    affine_ras: npt.ArrayLike,
+    *,
+    sheared: bool = False,
 ) -> tuple[Grid, tuple[str, ...]]:
     """Build the grid of a file, naming the file in errors, and check its voxel axes.
 
     Axes up to 0.5 degrees off the right angle (:data:`SHEAR_TOLERANCE_DEG`) are kept as they stand,
     with a note above 0.05 degrees; rounding in headers makes hundredths.
+
+    Args:
+        where: The file, for messages.
+        shape_ijk: Its extents.
+        affine_ras: Its affine.
+        sheared: Whether any angle is kept, as label maps of tilted series need.
 
     Returns:
         The grid, and notes for the log.
@@ -153,7 +163,7 @@ def checked_grid(
     except MedsegError as error:
         raise relocated(error, where) from error
     shear_deg = grid.shear_deg
-    if shear_deg > SHEAR_TOLERANCE_DEG:
+    if shear_deg > SHEAR_TOLERANCE_DEG and not sheared:
         raise GeometryError(
             where,
             expected=f"voxel axes at right angles, within {SHEAR_TOLERANCE_DEG:g} degrees",

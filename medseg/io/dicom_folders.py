@@ -198,6 +198,23 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
+def study_uid(folder: Path) -> str | None:
+    """StudyInstanceUID of the first DICOM file that lies directly in a folder; None if unknown."""
+    import pydicom  # noqa: PLC0415 - costs half a second
+    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and is_dicom_file(path):
+            try:
+                header = pydicom.dcmread(
+                    path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]
+                )
+            except (OSError, InvalidDicomError, ValueError, KeyError):
+                return None
+            return str(header.get("StudyInstanceUID") or "") or None
+    return None
+
+
 def _first_files(root: Path, count: int) -> Iterator[Path]:
     files = (path for path in root.rglob("*") if path.is_file())
     for _, path in zip(range(count), files, strict=False):

@@ -18,7 +18,16 @@ from medseg.errors import FormatError, GeometryError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["Stack", "number_or", "numbers_of", "stack_slices"]
+__all__ = [
+    "COSINE_TOLERANCE",
+    "SAME_POSITION_MM",
+    "Lattice",
+    "Plane",
+    "lattice_of",
+    "number_or",
+    "numbers_of",
+    "plane_of",
+]
 
 # Direction cosines are stored with 6 or more decimals; 1e-4 is 0.006 degrees.
 COSINE_TOLERANCE = 1e-4
@@ -27,8 +36,17 @@ SAME_POSITION_MM = 0.01
 # Positions are often rounded to 0.1 mm; a missing slice shifts by a whole spacing.
 POSITION_TOLERANCE_MM = 0.1
 POSITION_TOLERANCE_OF_SPACING = 0.1
-# A stack may lean by this much; the affine then carries the lean, nothing is straightened.
-TILT_TOLERANCE_DEG = 0.5
+# A lean below is rounding; the affine carries any lean, and one above is a gantry tilt.
+TILT_NOTED_DEG = 0.05
+TILT_DEG = 0.5
+# Gantries tilt by 30 degrees at most; positions that lean more are no stack of slices.
+MOST_TILT_DEG = 60.0
+# Millimetres, factors, becquerels: a header that says more is damaged.
+LARGEST_NUMBER = 1e15
+# Of a slice; a header that says more is damaged.
+MOST_PIXELS = 1 << 28
+# How many times as many slices may be made up where slices are missing.
+MOST_STEPS_PER_SLICE = 10
 # What the deviation of a slice from the regular lattice must exceed to earn a note.
 NOTED_DEVIATION_MM = 0.01
 
@@ -44,74 +62,149 @@ _TAGS = {
     "RescaleIntercept": "(0028,1052)",
     "NumberOfFrames": "(0028,0008)",
     "SamplesPerPixel": "(0028,0002)",
+    "EchoTime": "(0018,0081)",
+    "InversionTime": "(0018,0082)",
+    "TriggerTime": "(0018,1060)",
+    "PatientWeight": "(0010,1030)",
+    "RadionuclideTotalDose": "(0018,1074)",
+    "RadionuclideHalfLife": "(0018,1075)",
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stack:
+class Plane:
+    """Where one slice lies.
+
+    Args:
+        position_lps: ``(3,)``, centre of its first pixel.
+        cosines: ``(6,)``, unit vectors along a row and along a column.
+        spacing_mm: ``(2,)``, distance between rows, then between columns.
+        columns: Pixels in a row.
+        rows: Pixels in a column.
+        name: The file or frame, for messages.
+    """
+
+    position_lps: FloatArray
+    cosines: FloatArray
+    spacing_mm: FloatArray
+    columns: int
+    rows: int
+    name: str
+
+    @property
+    def normal(self) -> FloatArray:
+        """``(3,)``, row x column."""
+        return np.cross(self.cosines[:3], self.cosines[3:])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lattice:
     """Slices in order, and where they are.
 
     Args:
-        order: Indices into the headers given, in the order of the K axis.
+        order: Indices into the planes given, in the order of the K axis.
         affine_lps: ``(4, 4)``, voxel (column, row, slice) to the DICOM patient system.
+        k: Place of each slice in ``order`` along the K axis: 0, 1, 2, ... where there is no gap.
         notes: Harmless peculiarities.
     """
 
     order: tuple[int, ...]
     affine_lps: FloatArray
+    k: FloatArray
     notes: tuple[str, ...]
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether slices have to be made up between those that are there."""
+        return not np.array_equal(self.k, np.arange(len(self.k)))
 
-def stack_slices(headers: Sequence[Dataset], where: str) -> Stack:
+
+def plane_of(header: Dataset, where: str, name: str) -> Plane:
+    """Where a slice lies, from tags of the Image Plane Module.
+
+    Args:
+        header: Orientation, spacing, matrix and position.
+        where: The folder, for messages.
+        name: The file or frame, for messages.
+
+    Raises:
+        FormatError: ``dicom-tag-missing`` or ``dicom-tag-invalid``.
+    """
+    cosines = _unit_cosines(header, where, name)
+    spacing = numbers_of(header, "PixelSpacing", 2, where, name)
+    if (spacing <= 0).any():
+        raise _invalid("PixelSpacing", "two positive numbers", where, name)
+    rows = int(numbers_of(header, "Rows", 1, where, name)[0])
+    columns = int(numbers_of(header, "Columns", 1, where, name)[0])
+    if min(rows, columns) < 1:
+        raise _invalid("Rows", "a matrix of at least one pixel", where, name)
+    if rows * columns > MOST_PIXELS:
+        raise _invalid("Rows", f"a matrix of at most {MOST_PIXELS} pixels", where, name)
+    position = numbers_of(header, "ImagePositionPatient", 3, where, name)
+    return Plane(position, cosines, spacing, columns, rows, name)
+
+
+def lattice_of(
+    planes: Sequence[Plane], where: str, *, lone_step: Dataset, allow_gaps: bool = False
+) -> Lattice:
     """Order slices by position and derive their affine, or refuse them.
 
     Convention:
         I runs along a row (column index), J along a column (row index), and K along the normal
-        row x column, so that the voxel axes are right-handed. Instance numbers are not looked at.
-        In-plane axes are those of the first slice. The step of the K axis is the displacement from
-        the first to the last position divided by the number of steps; slice thickness plays no part
-        unless there is one slice only.
+        row x column. Instance numbers are not looked at. In-plane axes are those of the first
+        slice. The step of the K axis is the displacement from the first to the last position
+        divided by the number of steps; slice thickness plays no part unless there is one slice
+        only. A stack may lean, as those of a tilted gantry do: the affine carries the lean, and
+        nothing is straightened. The gantry tilt tag is not used: positions tell what it does.
 
     Tolerances:
         Direction cosines within a series may differ by 1e-4. Every slice must lie within 0.1 mm,
         and within a tenth of the spacing, of its place on the regular lattice; more than 0.01 mm is
-        noted. The stack may lean by 0.5 degrees from the normal; the affine carries the lean.
-        The gantry tilt tag is not used: positions tell what it does to the voxels.
+        noted, and so is a lean of more than 0.05 degrees.
 
     Args:
-        headers: One header per slice, in any order.
+        planes: One per slice, in any order.
         where: The folder, for messages.
+        lone_step: Header that says how thick a slice is, for a stack of one.
+        allow_gaps: Give slices that are not evenly apart their places on a lattice of the smallest
+            usual step instead of refusing them.
 
     Raises:
-        FormatError: If a tag is missing or not a number.
-        GeometryError: If the slices do not make one regular, straight stack.
+        FormatError: ``dicom-tag-missing`` for one slice without its extent.
+        GeometryError: ``slice-shape``, ``slice-orientation``, ``series-4d``, ``slice-duplicate``,
+            ``slice-gap``, ``slice-shift``.
     """
-    orientations, spacings = _in_plane(headers, where)
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
-    positions = np.stack(
-        [
-            numbers_of(header, "ImagePositionPatient", 3, where, place)
-            for place, header in enumerate(headers)
-        ]
-    )
+    _check_alike(planes, where)
+    normal = planes[0].normal
+    positions = np.stack([plane.position_lps for plane in planes])
     order = np.argsort(positions @ normal, kind="stable")
     ordered = positions[order]
+    first = planes[order[0]]
     affine = np.eye(4)
-    affine[:3, 0] = orientations[order[0], :3] * spacings[order[0], 1]
-    affine[:3, 1] = orientations[order[0], 3:] * spacings[order[0], 0]
+    affine[:3, 0] = first.cosines[:3] * first.spacing_mm[1]
+    affine[:3, 1] = first.cosines[3:] * first.spacing_mm[0]
     affine[:3, 3] = ordered[0]
-    if len(headers) == 1:
-        step, note = _lone_slice_step_mm(headers[0], where)
+    places = tuple(int(index) for index in order)
+    if len(planes) == 1:
+        step, note = _lone_slice_step_mm(lone_step, where)
         affine[:3, 2] = normal * step
-        return Stack((0,), affine, (note,))
+        return Lattice((0,), affine, np.zeros(1), (note,))
     _check_apart(ordered @ normal, where)
-    notes = _check_regular(ordered, normal, where)
-    affine[:3, 2] = (ordered[-1] - ordered[0]) / (len(headers) - 1)
-    return Stack(tuple(int(index) for index in order), affine, notes)
+    k, step_lps = _steps(ordered, normal, where, allow_gaps)
+    notes = _check_straight(ordered, k, step_lps, normal, where)
+    affine[:3, 2] = step_lps
+    if not np.array_equal(k, np.arange(len(k))):
+        made = int(np.floor(k[-1] + 0.5)) + 1
+        notes = (
+            f"{len(k)} slices that are not evenly apart, the largest gap being "
+            f"{np.diff(ordered @ normal).max():.3f} mm, were resampled to {made}",
+            *notes,
+        )
+    return Lattice(places, affine, k, notes)
 
 
 def numbers_of(
-    header: Dataset, keyword: str, count: int, where: str, place: int | None = None
+    header: Dataset, keyword: str, count: int, where: str, name: str = "a file"
 ) -> FloatArray:
     """The values of a numeric tag.
 
@@ -120,13 +213,12 @@ def numbers_of(
         keyword: A tag of the geometry or the rescaling.
         count: How many values it must have.
         where: The folder, for messages.
-        place: Place of the file in name order, for messages.
+        name: The file or frame, for messages.
 
     Raises:
         FormatError: If the tag is missing, empty, of another length or not finite.
     """
-    name = f"{keyword} {_TAGS[keyword]}"
-    file = "a file" if place is None else f"file {place + 1} in name order"
+    tag = f"{keyword} {_TAGS[keyword]}"
     try:
         value = header.get(keyword)
         listed = () if value is None or value == "" else tuple(np.atleast_1d(np.asarray(value)))
@@ -134,24 +226,24 @@ def numbers_of(
     except (ValueError, TypeError, ArithmeticError) as error:
         raise FormatError(
             where,
-            expected=f"{count} numbers in {name}",
-            found=f"something else in {file}",
+            expected=f"{count} numbers in {tag}",
+            found=f"something else in {name}",
             remedy="export the series again from its archive",
             code="dicom-tag-invalid",
         ) from error
     if values.size == 0:
         raise FormatError(
             where,
-            expected=f"the tag {name} in every slice",
-            found=f"{file} without it",
+            expected=f"the tag {tag} in every slice",
+            found=f"{name} without it",
             remedy="export the series again from its archive, with its geometry",
             code="dicom-tag-missing",
         )
-    if values.size != count or not np.isfinite(values).all():
+    if values.size != count or not (np.abs(values) <= LARGEST_NUMBER).all():  # nor are NaN
         raise FormatError(
             where,
-            expected=f"{count} finite numbers in {name}",
-            found=f"{values.size} in {file}, or one that is not finite",
+            expected=f"{count} finite numbers in {tag}",
+            found=f"{values.size} in {name}, or one that is not finite",
             remedy="export the series again from its archive",
             code="dicom-tag-invalid",
         )
@@ -159,7 +251,7 @@ def numbers_of(
 
 
 def number_or(
-    default: float, header: Dataset, keyword: str, where: str, place: int | None = None
+    default: float, header: Dataset, keyword: str, where: str, name: str = "a file"
 ) -> float:
     """The value of a numeric tag that may be absent or empty.
 
@@ -167,46 +259,37 @@ def number_or(
         FormatError: If it is there and not one finite number.
     """
     try:
-        return float(numbers_of(header, keyword, 1, where, place)[0])
+        return float(numbers_of(header, keyword, 1, where, name)[0])
     except FormatError as error:
         if error.code == "dicom-tag-missing":
             return default
         raise
 
 
-def _in_plane(headers: Sequence[Dataset], where: str) -> tuple[FloatArray, FloatArray]:
-    """``(n, 6)`` unit cosines and ``(n, 2)`` pixel spacings, equal within the tolerances."""
-    orientations, spacings, matrices = [], [], []
-    for place, header in enumerate(headers):
-        orientations.append(_unit_cosines(header, where, place))
-        spacing = numbers_of(header, "PixelSpacing", 2, where, place)
-        if (spacing <= 0).any():
-            raise _invalid("PixelSpacing", "two positive numbers", where, place)
-        spacings.append(spacing)
-        rows = int(numbers_of(header, "Rows", 1, where, place)[0])
-        columns = int(numbers_of(header, "Columns", 1, where, place)[0])
-        if min(rows, columns) < 1:
-            raise _invalid("Rows", "a matrix of at least one pixel", where, place)
-        matrices.append((columns, rows))
-    if len(set(matrices)) > 1:
-        listed = ", ".join(f"{columns} x {rows}" for columns, rows in sorted(set(matrices))[:5])
+def _check_alike(planes: Sequence[Plane], where: str) -> None:
+    """Refuse slices that differ in matrix, orientation or pixel spacing beyond the tolerances."""
+    matrices = {(plane.columns, plane.rows) for plane in planes}
+    if len(matrices) > 1:
+        listed = ", ".join(f"{columns} x {rows}" for columns, rows in sorted(matrices)[:5])
         raise GeometryError(
             where,
             expected="slices of one matrix",
-            found=f"{len(set(matrices))} different ones (columns x rows): {listed}",
+            found=f"{len(matrices)} different ones (columns x rows): {listed}",
             remedy="separate the slices by their matrix and read one folder at a time",
             code="slice-shape",
         )
-    differing = np.abs(np.stack(orientations) - orientations[0]).max(axis=1) > COSINE_TOLERANCE
+    cosines = np.stack([plane.cosines for plane in planes])
+    differing = np.abs(cosines - cosines[0]).max(axis=1) > COSINE_TOLERANCE
     if differing.any():
         raise GeometryError(
             where,
             expected="one orientation for all slices",
-            found=f"{int(differing.sum())} of {len(headers)} slices turned against the others",
-            remedy="separate the orientations (a localizer has several) and read one at a time",
+            found=f"{int(differing.sum())} of {len(planes)} slices turned against the others",
+            remedy="choose one stack of the series (a localizer has several orientations)",
             code="slice-orientation",
         )
-    worst = np.abs(np.stack(spacings) - spacings[0]).max() * max(matrices[0])
+    spacings = np.stack([plane.spacing_mm for plane in planes])
+    worst = np.abs(spacings - spacings[0]).max() * max(next(iter(matrices)))
     if worst > SAME_POSITION_MM:
         raise GeometryError(
             where,
@@ -215,23 +298,22 @@ def _in_plane(headers: Sequence[Dataset], where: str) -> tuple[FloatArray, Float
             remedy="separate the slices by their pixel spacing and read one folder at a time",
             code="slice-shape",
         )
-    return np.stack(orientations), np.stack(spacings)
 
 
-def _unit_cosines(header: Dataset, where: str, place: int) -> FloatArray:
-    cosines = numbers_of(header, "ImageOrientationPatient", 6, where, place)
+def _unit_cosines(header: Dataset, where: str, name: str) -> FloatArray:
+    cosines = numbers_of(header, "ImageOrientationPatient", 6, where, name)
     across, down = cosines[:3], cosines[3:]
     lengths = np.array([np.linalg.norm(across), np.linalg.norm(down)])
     if (np.abs(lengths - 1.0) > 1e-3).any() or abs(float(across @ down)) > 1e-3:
-        raise _invalid("ImageOrientationPatient", "two unit vectors at right angles", where, place)
+        raise _invalid("ImageOrientationPatient", "two unit vectors at right angles", where, name)
     return np.concatenate([across / lengths[0], down / lengths[1]])
 
 
-def _invalid(keyword: str, expected: str, where: str, place: int) -> FormatError:
+def _invalid(keyword: str, expected: str, where: str, name: str) -> FormatError:
     return FormatError(
         where,
         expected=f"{expected} in {keyword} {_TAGS[keyword]}",
-        found=f"something else in file {place + 1} in name order",
+        found=f"something else in {name}",
         remedy="export the series again from its archive",
         code="dicom-tag-invalid",
     )
@@ -263,7 +345,7 @@ def _check_apart(heights_mm: FloatArray, where: str) -> None:
             where,
             expected="one slice at each position",
             found=f"{int(sizes[0])} slices at each of {starts.size} positions (a 4-D series)",
-            remedy="separate the time points, echoes or b-values and read one at a time",
+            remedy="separate the time points, echoes or b-values and choose one",
             code="series-4d",
         )
     worst = int(np.argmax(sizes))
@@ -276,42 +358,69 @@ def _check_apart(heights_mm: FloatArray, where: str) -> None:
     )
 
 
-def _check_regular(ordered_lps: FloatArray, normal: FloatArray, where: str) -> tuple[str, ...]:
-    """Refuse gaps, lean and sideways shifts; note what is tolerated but visible."""
-    steps = len(ordered_lps) - 1
+def _steps(
+    ordered_lps: FloatArray, normal: FloatArray, where: str, allow_gaps: bool
+) -> tuple[FloatArray, FloatArray]:
+    """Place of each slice along K, and the displacement of one step; gaps are refused or placed."""
+    last = len(ordered_lps) - 1
     heights = ordered_lps @ normal
     gaps = np.diff(heights)
     usual = float(np.quantile(gaps, 0.5, method="lower"))  # of two gaps the one that is no hole
     allowed = min(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_OF_SPACING * usual)
-    lattice = heights[0] + np.arange(steps + 1) * (heights[-1] - heights[0]) / steps
-    if np.abs(heights - lattice).max() > allowed:
+    span_lps = ordered_lps[-1] - ordered_lps[0]
+    lattice = heights[0] + np.arange(last + 1) * (heights[-1] - heights[0]) / last
+    if np.abs(heights - lattice).max() <= allowed:
+        return np.arange(last + 1, dtype=np.float64), span_lps / last
+    if not allow_gaps:
         worst = int(np.argmax(np.abs(gaps - usual)))
         raise GeometryError(
             where,
             expected=f"slices {usual:.3f} mm apart, as most of them are",
             found=f"a gap of {gaps[worst]:.3f} mm between positions {worst + 1} and {worst + 2} "
-            f"of {steps + 1}",
-            remedy="add the missing slices, or separate the parts and read one at a time",
+            f"of {last + 1}",
+            remedy="add the missing slices, or resample what is there with --allow-gaps",
             code="slice-gap",
         )
-    step = (ordered_lps[-1] - ordered_lps[0]) / steps
-    upright = float(step @ normal)
-    lean_deg = float(np.degrees(np.arctan2(np.linalg.norm(step - upright * normal), upright)))
-    if lean_deg > TILT_TOLERANCE_DEG:
+    span = heights[-1] - heights[0]
+    steps = max(1, round(span / usual))
+    if steps > MOST_STEPS_PER_SLICE * last:
         raise GeometryError(
             where,
-            expected=f"slices stacked along their normal within {TILT_TOLERANCE_DEG} degrees",
-            found=f"a stack that leans by {lean_deg:.2f} degrees (gantry tilt)",
-            remedy="resample the series to a straight stack first",
+            expected=f"gaps that {MOST_STEPS_PER_SLICE} times as many slices can fill",
+            found=f"slices {usual:.3f} mm apart over {span:.1f} mm",
+            remedy="separate the parts and read one at a time",
+            code="slice-gap",
+        )
+    k = (heights - heights[0]) * steps / span
+    whole = np.rint(k)
+    near = np.abs(k - whole) * span / steps <= allowed
+    k = np.where(near, whole, k)  # rounded positions are no reason to blur a slice
+    return k, span_lps / steps
+
+
+def _check_straight(
+    ordered_lps: FloatArray, k: FloatArray, step_lps: FloatArray, normal: FloatArray, where: str
+) -> tuple[str, ...]:
+    """Refuse slices shifted sideways; note what is tolerated but visible."""
+    upright = float(step_lps @ normal)
+    lean_deg = float(np.degrees(np.arctan2(np.linalg.norm(step_lps - upright * normal), upright)))
+    usual = float(np.quantile(np.diff(ordered_lps @ normal), 0.5, method="lower"))
+    allowed = min(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_OF_SPACING * usual)
+    if lean_deg > MOST_TILT_DEG:
+        raise GeometryError(
+            where,
+            expected=f"slices stacked along their normal within {MOST_TILT_DEG} degrees",
+            found=f"a stack that leans by {lean_deg:.2f} degrees",
+            remedy="separate what was stacked into one series",
             code="slice-tilt",
         )
-    places = ordered_lps[0] + np.arange(steps + 1)[:, None] * step
+    places = ordered_lps[0] + k[:, None] * step_lps
     off_mm = np.linalg.norm(ordered_lps - places, axis=1)
     if off_mm.max() > allowed:
         raise GeometryError(
             where,
             expected="slices in one straight stack",
-            found=f"position {int(np.argmax(off_mm)) + 1} of {steps + 1} shifted sideways "
+            found=f"position {int(np.argmax(off_mm)) + 1} of {len(k)} shifted sideways "
             f"by {off_mm.max():.3f} mm",
             remedy="separate what was stacked into one series",
             code="slice-shift",
@@ -319,6 +428,7 @@ def _check_regular(ordered_lps: FloatArray, normal: FloatArray, where: str) -> t
     notes = []
     if off_mm.max() > NOTED_DEVIATION_MM:
         notes.append(f"slice positions deviate by up to {off_mm.max():.3f} mm from even spacing")
-    if lean_deg > 0.05:
-        notes.append(f"the stack leans by {lean_deg:.2f} degrees; the affine carries it")
+    if lean_deg > TILT_NOTED_DEG:
+        tilt = " (gantry tilt)" if lean_deg > TILT_DEG else ""
+        notes.append(f"the stack leans by {lean_deg:.2f} degrees{tilt}; the affine carries it")
     return tuple(notes)

@@ -5,58 +5,154 @@ Source: DICOM PS3.5 8.1.1 (bits of a pixel cell) and PS3.3 C.11.1 (Modality LUT 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medseg.errors import FormatError
+from medseg.errors import FormatError, MedsegError
 from medseg.io.dicom_geometry import number_or
+from medseg.io.dicom_headers import Header
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["rescale_of", "rescaled", "stored_pixels"]
+__all__ = ["read_pixels", "rescale_of", "rescaled"]
+
+_PLAIN_SYNTAXES = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+_UNDEFINED = 0xFFFFFFFF
 
 
-def stored_pixels(dataset: Dataset, where: str, place: int) -> npt.NDArray[Any]:
-    """Decode one slice and take its stored bits for what they are.
+def read_pixels(
+    header: Header, indices: Sequence[int], where: str, names: Sequence[str]
+) -> list[npt.NDArray[Any]]:
+    """Decode frames of one file and take their stored bits for what they are.
 
     Bits above ``BitsStored`` are filled with the sign, or cleared where an overlay lives in them.
     Unsigned values that spill over ``BitsStored`` without an overlay are refused unless they are
     the padding value: clearing the bits would turn them into plausible, wrong intensities.
 
     Args:
-        dataset: One slice with its pixel data.
-        where: The folder, for messages.
-        place: Place of the file in name order, for messages.
+        header: The file.
+        indices: Frames wanted, from 0.
+        where: The study, for messages.
+        names: How messages name each frame.
 
     Returns:
-        ``(rows, columns)`` integers.
+        ``(rows, columns)`` integers for each frame.
 
     Raises:
-        FormatError: If the pixel data are missing, truncated, damaged or of an unknown layout.
+        FormatError: ``dicom-pixels`` if the pixel data are missing, truncated, damaged or of an
+            unknown layout.
+        ResourceError: ``input-unreadable``.
     """
-    file = f"file {place + 1} in name order"
-    if "PixelData" not in dataset:
-        raise _pixels_error(where, f"no pixel data in {file}", "copy the file again")
-    from pydicom.pixels import pixel_array  # noqa: PLC0415 - loaded only where DICOM is read
-
     try:
-        _name_transfer_syntax(dataset)
-        data = np.asarray(pixel_array(dataset, correct_unused_bits=False))
-    except Exception as error:  # decoders fail in many ways, all of them the file's content
+        frames = _plain(header, indices, where)
+        if frames is None:
+            frames = _decoded(header, indices, where, names)
+        return [
+            _settle_bits(frame, header.dataset, where, name)
+            for frame, name in zip(frames, names, strict=True)
+        ]
+    except MedsegError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError) as error:
         raise _pixels_error(
             where,
-            f"pixel data of {file} that cannot be decoded (damaged or cut off)",
-            "copy the series again from its source",
+            f"rows, columns or bits that are no numbers in {header.file.name}",
+            "export the series again from its archive",
         ) from error
-    if data.shape != (int(dataset.Rows), int(dataset.Columns)) or data.dtype.kind not in "iu":
-        raise _pixels_error(
-            where, f"another layout of pixels in {file}", "convert it to one integer per pixel"
-        )
-    return _settle_bits(data, dataset, where, file)
+
+
+def _plain(header: Header, indices: Sequence[int], where: str) -> list[npt.NDArray[Any]] | None:
+    """Frames of uncompressed little-endian pixels, taken from where they lie in the file.
+
+    None where they are compressed, or anything is unusual: pydicom then tells what it is.
+    """
+    dataset = header.dataset
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID") or "")
+    implicit, little = dataset.original_encoding
+    allocated = dataset.get("BitsAllocated")
+    signed = dataset.get("PixelRepresentation")
+    if (
+        header.pixel_offset < 0
+        or syntax not in _PLAIN_SYNTAXES
+        or not little
+        or allocated not in (8, 16, 32)
+        or signed not in (0, 1)
+        or not isinstance(dataset.get("Rows"), int)
+        or not isinstance(dataset.get("Columns"), int)
+    ):
+        return None
+    dtype = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    size = shape[0] * shape[1]
+    with header.file.opened(where) as stream:
+        end = stream.seek(0, io.SEEK_END)
+        stream.seek(header.pixel_offset)
+        head = stream.read(8 if implicit else 12)
+        if len(head) < 8 or not (implicit or head[4:6] in (b"OB", b"OW")):
+            return None
+        length = int.from_bytes(head[-4:], "little")
+        if length == _UNDEFINED or length < size * (max(indices) + 1) * dtype.itemsize:
+            return None
+        start = header.pixel_offset + len(head)
+        if end < start + size * (max(indices) + 1) * dtype.itemsize:
+            return None
+        frames = []
+        for index in indices:
+            stream.seek(start + index * size * dtype.itemsize)
+            content = stream.read(size * dtype.itemsize)
+            if len(content) < size * dtype.itemsize:
+                return None
+            frames.append(np.frombuffer(content, dtype=dtype).reshape(shape))
+    return frames
+
+
+def _decoded(
+    header: Header, indices: Sequence[int], where: str, names: Sequence[str]
+) -> list[npt.NDArray[Any]]:
+    from pydicom import dcmread  # noqa: PLC0415 - loaded only where DICOM is read
+    from pydicom.pixels import pixel_array  # noqa: PLC0415
+
+    file = header.file.name
+    with header.file.opened(where) as stream:
+        try:
+            dataset = dcmread(stream, force=True)
+        except OSError:
+            raise
+        except Exception as error:  # the header was fine, so that it is the rest of the file
+            raise _pixels_error(
+                where, f"{file} cut off or damaged", "copy the series again from its source"
+            ) from error
+    if "PixelData" not in dataset:
+        raise _pixels_error(where, f"no pixel data in {file}", "copy the file again")
+    shape = (int(header.dataset.get("Rows") or 0), int(header.dataset.get("Columns") or 0))
+    several = int(dataset.get("NumberOfFrames") or 1) > 1
+    frames = []
+    for index, name in zip(indices, names, strict=True):
+        try:
+            _name_transfer_syntax(dataset)
+            data = np.asarray(
+                pixel_array(dataset, index=index if several else None, correct_unused_bits=False)
+            )
+        except BaseException as error:  # decoders fail in many ways, all of them the file's content
+            # a panic of a decoder in Rust is no Exception
+            if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+                raise
+            raise _pixels_error(
+                where,
+                f"pixel data of {name} that cannot be decoded (damaged or cut off)",
+                "copy the series again from its source",
+            ) from error
+        if data.shape != shape or data.dtype.kind not in "iu":
+            raise _pixels_error(
+                where, f"another layout of pixels in {name}", "convert it to one integer per pixel"
+            )
+        frames.append(data)
+    return frames
 
 
 def _name_transfer_syntax(dataset: Dataset) -> None:
@@ -87,6 +183,8 @@ def _settle_bits(
         )
     spare = allocated - stored
     if spare == 0:
+        return data
+    if data.dtype.kind == "u" and int(data.max()) < 1 << stored:
         return data
     # Shifting up and down fills the spare bits with the sign, or with zeros if unsigned.
     settled: npt.NDArray[Any] = np.right_shift(np.left_shift(data, spare), spare)
@@ -124,7 +222,7 @@ def _pixels_error(where: str, found: str, remedy: str) -> FormatError:
     )
 
 
-def rescale_of(header: Dataset, where: str, place: int) -> tuple[float, float]:
+def rescale_of(header: Dataset, where: str, name: str) -> tuple[float, float]:
     """Slope and intercept of a slice; 1 and 0 where the tags are absent.
 
     Raises:
@@ -135,17 +233,17 @@ def rescale_of(header: Dataset, where: str, place: int) -> tuple[float, float]:
         raise FormatError(
             where,
             expected="a rescale slope and intercept",
-            found=f"a lookup table in file {place + 1} in name order",
+            found=f"a lookup table in {name}",
             remedy="export the series with RescaleSlope and RescaleIntercept",
             code="dicom-lookup-table",
         )
-    slope = number_or(1.0, header, "RescaleSlope", where, place)
-    intercept = number_or(0.0, header, "RescaleIntercept", where, place)
+    slope = number_or(1.0, header, "RescaleSlope", where, name)
+    intercept = number_or(0.0, header, "RescaleIntercept", where, name)
     if slope == 0.0:
         raise FormatError(
             where,
             expected="a RescaleSlope (0028,1053) that is not zero",
-            found=f"zero in file {place + 1} in name order",
+            found=f"zero in {name}",
             remedy="export the series again from its archive",
             code="dicom-tag-invalid",
         )
@@ -165,8 +263,27 @@ def rescaled(
         ``(slices, rows, columns)``; int16, or else int32, where every slope and intercept is an
         integer and all values fit, otherwise float32 (computed in float64).
     """
-    dtype: type[np.generic] = np.float32
-    if all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescales):
+    dtype = _rescaled_type(slices, rescales)
+    volume = np.empty((len(slices), *slices[0].shape), dtype=dtype)
+    for index, (data, (slope, intercept)) in enumerate(zip(slices, rescales, strict=True)):
+        target = volume[index]
+        if dtype == np.float32:
+            target[...] = data.astype(np.float64) * slope + intercept
+            continue
+        # The results fit the type, so that wrapping on the way to them does no harm.
+        target[...] = data.astype(dtype, copy=False)
+        if slope != 1:
+            target *= np.int64(int(slope)).astype(dtype)
+        if intercept != 0:
+            target += np.int64(int(intercept)).astype(dtype)
+    return volume
+
+
+def _rescaled_type(
+    slices: Sequence[npt.NDArray[Any]], rescales: Sequence[tuple[float, float]]
+) -> np.dtype[Any]:
+    whole = all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescales)
+    if whole and all(max(abs(slope), abs(offset)) < 2**62 for slope, offset in rescales):
         bounds = [
             int(extreme) * int(slope) + int(intercept)
             for data, (slope, intercept) in zip(slices, rescales, strict=True)
@@ -175,12 +292,5 @@ def rescaled(
         for candidate in (np.int16, np.int32):
             limits = np.iinfo(candidate)
             if limits.min <= min(bounds) and max(bounds) <= limits.max:
-                dtype = candidate
-                break
-    volume = np.empty((len(slices), *slices[0].shape), dtype=dtype)
-    for index, (data, (slope, intercept)) in enumerate(zip(slices, rescales, strict=True)):
-        if dtype is np.float32:
-            volume[index] = data.astype(np.float64) * slope + intercept
-        else:
-            volume[index] = data.astype(np.int64) * int(slope) + int(intercept)
-    return volume
+                return np.dtype(candidate)
+    return np.dtype(np.float32)

@@ -5,6 +5,9 @@ Source: DICOM PS3.3 A.51 and C.8.20 (Segmentation IOD and Image Module).
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +20,7 @@ from medseg.atomic import atomic_path
 from medseg.core import Code, Grid, Label, LabelMap
 from medseg.core.labelmap import present_values
 from medseg.errors import ConfigError, FormatError, GeometryError, MedsegError, ShapeError
+from medseg.io.derived_uids import derived_uid
 from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg_reading import concept_of, read_on_grid, read_seg, segment_label
@@ -85,7 +89,9 @@ def write_seg(
 
     A label without a coded concept gets a private code of the scheme ``99MEDSEG`` made from its
     name; one without a category gets "Tissue". Frames have the positions of the source slices.
-    Patient and study are those of the source; what it lacks stays empty.
+    Patient and study are those of the source; what it lacks stays empty. Series and instance UID
+    are made from source, labels and algorithm: the same result has the same ones whenever it is
+    made, and its dates and times alone differ.
 
     Args:
         labels: On the grid of the source.
@@ -127,6 +133,7 @@ def write_seg(
                 algorithm,
                 algorithm_type,
                 omit_empty_frames=omit_empty_frames and bool(present),
+                content=_content_of(source, labels, segments, planes_kji),
             )
         except Exception as error:  # highdicom names what it dislikes, with values of the source
             raise FormatError(
@@ -257,10 +264,13 @@ def _build(
     algorithm_type: AlgorithmType,
     *,
     omit_empty_frames: bool,
+    content: Sequence[str],
 ) -> Dataset:
     import highdicom as hd  # noqa: PLC0415 - takes half a second, and only SEG output needs it
 
     identification = _identification(algorithm, algorithm_type)
+    made = "none" if algorithm is None else f"{algorithm.name}\n{algorithm.version}"
+    parts = [*content, made, algorithm_type, str(omit_empty_frames), __version__]
     made_by = algorithm.name if algorithm else algorithm_type.capitalize()
     seg = hd.seg.Segmentation(
         source_images=headers,
@@ -270,9 +280,9 @@ def _build(
             _describe(number, label, algorithm_type, identification)
             for number, label in enumerate(labels, 1)
         ],
-        series_instance_uid=_new_uid(),
+        series_instance_uid=derived_uid("series", parts),
         series_number=series_number,
-        sop_instance_uid=_new_uid(),
+        sop_instance_uid=derived_uid("instance", parts),
         instance_number=1,
         manufacturer="medseg",
         manufacturer_model_name="medseg",
@@ -284,6 +294,9 @@ def _build(
         specific_character_set="ISO_IR 192",
         omit_empty_frames=omit_empty_frames,
     )
+    dimensions = derived_uid("dimensions", parts)
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
     seg.ContentCreatorName = ""  # must be present; who held the brush is not recorded
     return seg
 
@@ -333,10 +346,16 @@ def _coded(code: Code) -> Any:  # noqa: ANN401 - a highdicom class
     return hd.sr.CodedConcept(code.value, code.scheme, code.meaning)
 
 
-def _new_uid() -> str:
-    from pydicom.uid import generate_uid  # noqa: PLC0415
-
-    return str(generate_uid(prefix=None))
+def _content_of(
+    source: DicomSource, labels: LabelMap, segments: Sequence[int], planes_kji: npt.NDArray[Any]
+) -> tuple[str, ...]:
+    """What identifies a segmentation: source instances, labels of its segments, voxels."""
+    return (
+        str(source.datasets[0].SeriesInstanceUID),
+        *(str(header.get("SOPInstanceUID", "")) for header in source.datasets),
+        json.dumps([labels.scheme.to_dict(), list(map(int, segments))], sort_keys=True),
+        hashlib.sha256(planes_kji.data).hexdigest(),
+    )
 
 
 def series_number(source: DicomSource) -> int:

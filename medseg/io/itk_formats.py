@@ -34,7 +34,7 @@ from medseg.io.labels import labels_from_voxels
 from medseg.io.scan import ItkSource, Scan
 from medseg.io.voxels import rescale_voxels
 
-__all__ = ["read_itk", "read_itk_labels", "write_itk_volume"]
+__all__ = ["itk_data_file", "read_itk", "read_itk_labels", "write_itk_volume"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _HEADER_BYTES = 1 << 20
@@ -142,6 +142,15 @@ class _DataFile:
     plain: bool
     space: str
     notes: tuple[str, ...] = ()
+
+
+def itk_data_file(path: Path) -> Path | None:
+    """The file that holds the voxels of an NRRD or MetaImage header; None if they are in several.
+
+    Raises:
+        FormatError: If it is no such header, or names a file that is not there.
+    """
+    return (_nrrd_data(path) if _is_nrrd(path) else _meta_data(path)).path
 
 
 def _is_nrrd(path: Path) -> bool:

@@ -45,6 +45,7 @@ from medseg.io.voxels import rescale_voxels
 
 __all__ = [
     "VERIFY_MM",
+    "file_pair",
     "read_nifti",
     "read_nifti_channels",
     "read_nifti_labels",
@@ -83,10 +84,14 @@ def read_nifti(path: Path, *, time_index: int | None = None) -> Scan:
         ShapeError: ``time-index``.
         GeometryError: ``affine-invalid``, ``affine-sheared``, ``units``.
     """
+    return _read(path, time_index, sheared=False)
+
+
+def _read(path: Path, time_index: int | None, *, sheared: bool) -> Scan:
     header, stored = _read_stored(path, time_index)
     data = rescale_voxels(stored, header.slope, header.intercept)
     check_finite(data, str(path))
-    grid, notes = header_grid(path, header)
+    grid, notes = header_grid(path, header, sheared=sheared)
     return Scan(Volume(data[np.newaxis], grid), header_source(path, header), notes)
 
 
@@ -123,11 +128,13 @@ def read_nifti_channels(path: Path, channels: Sequence[str]) -> Scan:
 def read_nifti_labels(path: Path, scheme: LabelScheme) -> LabelMap:
     """Read a label map from a NIfTI file; labels stored as floats are accepted if whole.
 
+    Axes at any angle are kept: the label map of a tilted series lies on its leaning grid.
+
     Raises:
         MedsegError: As :func:`read_nifti`, and as
             :func:`~medseg.io.labels.labels_from_voxels`.
     """
-    scan = read_nifti(path)
+    scan = _read(path, None, sheared=True)
     return labels_from_voxels(scan.volume, scheme, str(path))
 
 
@@ -177,7 +184,7 @@ def verify_nifti_labels(
     where = str(named or path)
     try:
         header, stored = _read_stored(path, None)
-        grid, _ = header_grid(path, header)
+        grid, _ = header_grid(path, header, sheared=True)
     except MedsegError as error:
         raise relocated(error, where) from error
     if stored.shape != labels.grid.shape_ijk or not np.array_equal(stored, labels.data_ijk):
@@ -297,7 +304,7 @@ def _verify_scaled(
                 remedy="check the disk and write again",
                 code="verify-voxels",
             )
-    written, _ = header_grid(path, header)
+    written, _ = header_grid(path, header, sheared=True)
     _verify_place(where, header, written.distance_mm(grid), source)
 
 
@@ -349,7 +356,7 @@ def _read_stored(
 
     Of one volume they are ``(i, j, k)``, of all volumes ``(i, j, k, n)``.
     """
-    header_path, data_path = _pair(path)
+    header_path, data_path = file_pair(path)
     check_file(header_path)
     with _decoded(header_path) as stream:
         header = parse_header(path, stream.read(_HEADER_BYTES))
@@ -373,7 +380,7 @@ def _read_stored(
         return header, _read_voxels(path, data_path, stream, header, skipped, shape)
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
+def file_pair(path: Path) -> tuple[Path, Path]:
     """Header file and data file; one and the same unless the suffix is of a pair."""
     name = path.name
     packed = name[-3:] if name.lower().endswith(".gz") else ""

@@ -134,7 +134,9 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
     )
 
 
-def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]:
+def header_grid(
+    path: Path, header: NiftiHeader, *, sheared: bool = False
+) -> tuple[Grid, tuple[str, ...]]:
     """The grid that a header describes, with notes on how it was found.
 
     Some converters wrote an sform that holds directions alone: every column is an axis of exactly
@@ -145,6 +147,11 @@ def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]
     the header's own fields, so that it is read back on the same grid and overlays its image in
     programs that take the sform as in those that take ``pixdim``. Any other sform stands as it is:
     one that is not a signed permutation, or beside a qform, has its size on purpose.
+
+    Args:
+        path: The file, for messages.
+        header: Of the file.
+        sheared: Whether axes at any angle are kept.
 
     Raises:
         GeometryError: If the affine cannot be right, is sheared or not in millimetres.
@@ -171,7 +178,7 @@ def header_grid(path: Path, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]
                 "it: it says 1 mm on every axis, and no qform is set"
             )
             return grid, (stated, lost, *notes)
-        grid, notes = checked_grid(str(path), header.shape_ijk, sform)
+        grid, notes = checked_grid(str(path), header.shape_ijk, sform, sheared=sheared)
         stated_otherwise = _pixdim_notes(grid, header)
         return grid, (stated, *stated_otherwise, *_qform_notes(grid, qform, problem), *notes)
     if problem:

@@ -12,6 +12,7 @@ import numpy as np
 from medseg.core import LabelMap, LabelScheme, Volume
 from medseg.errors import ConfigError, FormatError, GeometryError
 from medseg.io.checks import check_file, check_finite
+from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import check_is_image
 from medseg.io.scan import Scan
 
@@ -26,8 +27,15 @@ IMAGE_SUFFIXES = _NIFTI + _ITK
 _GRIDS_DIFFER_MM = 0.01
 
 
-def read_image(path: Path) -> Scan:
-    """Read one image: a NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
+def read_image(path: Path, *, series: str | None = None, allow_gaps: bool = False) -> Scan:
+    """Read one image: a NIfTI, NRRD or MetaImage file, or a DICOM series.
+
+    Args:
+        path: A file; or a folder, zip or DICOMDIR with the series.
+        series: Which one to read of a study with several, as for
+            :func:`~medseg.io.series_choice.chosen_stack`.
+        allow_gaps: Resample the slices of a series that are not evenly apart instead of refusing
+            them.
 
     Raises:
         MedsegError: As the readers of the formats (:func:`~medseg.io.nifti.read_nifti`,
@@ -36,10 +44,10 @@ def read_image(path: Path) -> Scan:
             ``dicom-single-file`` for one file of a series, ``format-unknown`` for other endings.
     """
     name = path.name.lower()
-    if path.is_dir():
+    if path.is_dir() or is_study_file(path):
         from medseg.io.dicom_series import read_dicom_series
 
-        scan = read_dicom_series(path)
+        scan = read_dicom_series(path, series=series, allow_gaps=allow_gaps)
         check_finite(scan.volume.data_cijk, str(path))
     else:
         check_file(path)
@@ -140,7 +148,7 @@ def _refusal(path: Path) -> FormatError:
             str(path),
             expected="the folder of a DICOM series",
             found="a single DICOM file",
-            remedy="give the folder that holds all files of the series",
+            remedy="give the folder or zip that holds all files of the series",
             code="dicom-single-file",
         )
     return FormatError(

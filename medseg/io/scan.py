@@ -50,14 +50,21 @@ class DicomSource:
     """The instances of one DICOM series in the order of the K axis.
 
     Args:
-        folder: The folder read.
-        datasets: One header (no pixel data) per slice; index = K.
-        affine_lps: ``(4, 4)``, voxel (column, row, slice) to the DICOM patient system.
+        folder: The folder, zip or DICOMDIR read.
+        datasets: One header (no pixel data) per slice; index = K. A frame of a multi-frame object
+            has a header as a classic image would, with the object's identifiers.
+        affine_lps: ``(4, 4)``, voxel (column, row, slice) to the DICOM patient system; sheared
+            where the gantry was tilted.
+        frame_numbers: For a multi-frame object the frame of each slice, from 1; else None.
+        made_up_k: Slices that no instance holds: interpolated where there was a gap. Their header
+            is that of the nearest instance, moved.
     """
 
     folder: Path
     datasets: tuple[Dataset, ...]
     affine_lps: FloatArray
+    frame_numbers: tuple[int, ...] | None = None
+    made_up_k: frozenset[int] = frozenset()
 
 
 Source = NiftiSource | ItkSource | DicomSource

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -54,6 +54,24 @@ _LESIONS = (
 _VOXEL_UNITS = (Metric("dice", "higher", 1.0, 0.0), Metric("hd95_voxels", "lower", 0.0, math.inf))
 
 
+_PROTOCOL_RULES: dict[Protocol, dict[str, str]] = {
+    "transunet": {
+        "unit": "voxels",
+        "surface": "medpy",
+        "both_empty": "dice 0, distance 0",
+        "only_reference": "dice 0, distance 0",
+        "only_prediction": "dice 1, distance 0",
+    },
+    "neunet": {
+        "unit": "voxels",
+        "surface": "monai",
+        "both_empty": "leave-out",
+        "only_reference": "dice 0, distance left out",
+        "only_prediction": "leave-out",
+    },
+}
+
+
 class EvaluationSettings(BaseModel):
     """The rules of an evaluation.
 
@@ -88,6 +106,14 @@ class EvaluationSettings(BaseModel):
     lesion_iou: Annotated[float, Field(ge=0, le=1)] = 0.1
     grid_tolerance_mm: NotNegative = 0.01
     protocol: Protocol | None = None
+
+    def in_force(self) -> dict[str, Any]:
+        """The rules that hold, in plain JSON types: a protocol's own for those that it replaces."""
+        content = self.model_dump(mode="json")
+        if self.protocol is None:
+            return content
+        kept = ("missing", "ignore_value", "grid_tolerance_mm", "protocol")
+        return {**{key: content[key] for key in kept}, **_PROTOCOL_RULES[self.protocol]}
 
     def tolerance_of(self, structure: str) -> float:
         """The tolerance of the surface Dice of a structure."""

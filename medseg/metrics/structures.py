@@ -98,7 +98,8 @@ def brats_regions(name: str, present: Collection[int]) -> tuple[str, tuple[Struc
         return "brats-2018-2021", BRATS_REGIONS["brats-2018-2021"]
     raise ConfigError(
         "regions brats",
-        expected="labels 1, 2 and 4, which only the numbering of 2018 to 2021 has",
+        expected="labels 1, 2 and 4, which only the numbering of 2018 to 2021 has, or label names "
+        "or files' names that tell the year",
         found=f"labels {sorted(values)} in all references together, which more than one has",
         remedy=f"name one of {', '.join(BRATS_REGIONS)}",
         code="regions-unclear",

@@ -5,6 +5,7 @@ Reading a card needs no torch, so that listing models is quick.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -31,6 +32,7 @@ __all__ = [
     "NetworkChoice",
     "Normalisation",
     "Region",
+    "SeriesRules",
     "SliceSettings",
     "Training",
     "Unchanged",
@@ -86,16 +88,50 @@ class Unchanged(_Frozen):
 Normalisation = Annotated[ZScore | ClipZScore | Unchanged, Field(discriminator="kind")]
 
 
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class SeriesRules(_Frozen):
+    """Which DICOM series of a study a channel is; what is None does not matter.
+
+    ``description`` and ``exclude`` are regular expressions, searched in the series description (the
+    protocol's name where there is none) without regard to case; ``body_part`` is one on the body
+    part. Thickness is that of the slices. ``contrast`` is whether a contrast agent is recorded,
+    ``b_values`` the least and the largest b-value in s/mm2.
+    """
+
+    description: Pattern | None = None
+    exclude: Pattern | None = None
+    body_part: Pattern | None = None
+    min_thickness_mm: Positive | None = None
+    max_thickness_mm: Positive | None = None
+    orientation: Literal["axial", "coronal", "sagittal"] | None = None
+    contrast: bool | None = None
+    b_values: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+
+    @field_validator("description", "exclude", "body_part")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is no regular expression: {error.msg}") from error
+        return value
+
+
 class Channel(_Frozen):
     """One input channel.
 
     ``name`` is what the user matches (``T1``, ``FLAIR``, ``CT``); ``modality`` is DICOM's
-    (0008,0060).
+    (0008,0060). ``series`` tells which series of a DICOM study it is; without it the modality and,
+    for several channels, names that the field knows (T1, T1c, T2, FLAIR, ADC, DWI) do.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=32)]
     modality: Literal["MR", "CT", "PT", "OT"] = "MR"
     normalisation: Normalisation = ZScore()
+    series: SeriesRules | None = Field(default=None, exclude_if=lambda rules: rules is None)
 
 
 class InputSettings(_Frozen):

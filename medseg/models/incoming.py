@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -70,9 +71,10 @@ def import_model(
         overwrite: Whether a model folder of that name may be replaced.
 
     Raises:
-        ConfigError: If the source, the name or the card is wrong, or the card holds an expression.
-        FormatError: If the source is damaged, dangerous or larger than a model can be, or its
-            weights are missing, no safetensors, exchanged or of another network.
+        ConfigError: If there is no such source, it cannot be read, or the name is wrong.
+        FormatError: If the source is damaged, dangerous or larger than a model can be, its card is
+            wrong or holds an expression, or its weights are missing, no safetensors, exchanged or
+            of another network.
         ResourceError: If the target exists or cannot be written.
     """
     if name is not None and not _NAME.fullmatch(name):
@@ -85,7 +87,8 @@ def import_model(
         )
     with list_source(source) as entries:
         model = _model_of(entries, source)
-        card = _card_of(model, source)
+        with _content():
+            card = _card_of(model, source)
         if name is not None:
             card = card.model_copy(update={"name": name})
         target = out if out is not None else Path("models") / card.name
@@ -99,10 +102,28 @@ def import_model(
                     while part := content.read(_PART_BYTES):
                         file.write(part)
             (folder / CARD_NAME).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            _check_weights(folder / WEIGHTS_NAME, card, source)
-            _check_loads(folder, source)
+            with _content():
+                _check_weights(folder / WEIGHTS_NAME, card, source)
+                _check_loads(folder, source)
     left_out = tuple(sorted(str(inner) for inner in model.keys() - taken.keys()))
     return Imported(target, card, left_out)
+
+
+@contextmanager
+def _content() -> Iterator[None]:
+    """What is wrong with the content of a file is no wrong setting of whoever takes it in."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.code == "input-unreadable":
+            raise
+        raise FormatError(
+            error.where,
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+            code=error.code,
+        ) from error
 
 
 def first_expression(content: object) -> str | None:

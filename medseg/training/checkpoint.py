@@ -53,7 +53,7 @@ class Checkpoint:
     randomness there is.
 
     Args:
-        config_sha256: Hash of the run's ``config.yaml``.
+        config_sha256: Hash of the run's settings but for its length.
         network: State dict of the network.
         averaged: State of the running mean of the weights, empty without one.
         optimizer: State dict of the optimiser.
@@ -154,7 +154,7 @@ class BestWeights:
     """The weights that validated best.
 
     Args:
-        config_sha256: Hash of the run's ``config.yaml``.
+        config_sha256: Hash of the run's settings but for its length.
         network: State dict, of the running mean where there is one.
         step: Steps done when they were judged.
         dice: Mean Dice of that validation.

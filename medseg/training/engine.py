@@ -74,7 +74,7 @@ class TrainingRun:
         listener: Progress, figures and the wish to stop.
         keep_model: Called with steps, epochs and seconds after every checkpoint, to write the model
             folder.
-        config_sha256: Hash of the run's ``config.yaml``, for the checkpoints.
+        config_sha256: Hash of the run's settings but for its length, for the checkpoints.
         budget_s: Wall-clock time of the whole run, for the checkpoints.
         resume: State to go on from; None for a new run.
     """
@@ -148,7 +148,9 @@ class TrainingRun:
         self._saved_s = self._step_end_s = time.monotonic()
         try:
             tired = self._watch.tired(self._settings.patience)
-            if self._told(self.pace.room_for(step, 0.0) and not tired):
+            # of a continued run it is known about how long a step takes
+            step_s = self.resume.seconds / self.resume.step if self.resume and step else 0.0
+            if self._told(self.pace.room_for(step, step_s) and not tired):
                 trainer.run()
         finally:
             self.batches.close()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ _STEPS = {("cpu", 3): 4000, ("cpu", 2): 4000, ("cuda", 3): 250_000, ("cuda", 2):
 _VALIDATIONS = 50
 _RATES = {"neunet": 3e-3, "revunet": 3e-3, "transdae": 1e-3, "macmd": 1e-3, "qtseg": 1e-3}
 _OPPOSITES = (("anterior", "posterior"), ("superior", "inferior"), ("upper", "lower"))
+_FLAT = 3
 _FORCED = ((0.001, 0.67), (0.01, 0.5), (1.0, 0.33))
 
 
@@ -325,7 +327,7 @@ class Planner:
         steps = _STEPS[self.place, NETWORKS[self.network].rank]
         axes, _ = self._flips()
         augmentation = PRESETS["nnunet"].replaced(
-            dummy_2d="always" if self._turns_in_plane(candidate) else "never",
+            dummy_2d="always" if self._flatness(candidate) else "never",
             flip_axes=axes,
             flip_probability=0.5 if axes else 0.0,
         )
@@ -351,10 +353,19 @@ class Planner:
             "augmentation": augmentation.model_dump(mode="json"),
         }
 
-    def _turns_in_plane(self, candidate: Candidate) -> bool:
-        patch = candidate.patch_ijk
-        is_2d = NETWORKS[self.network].rank == 2
-        return is_2d or self.geometry.thick_axis is not None or max(patch) > 3 * min(patch)
+    def _flatness(self, candidate: Candidate) -> str:
+        """Why patches are turned within slices alone; empty if they are turned in space."""
+        patch, spacing_mm = candidate.patch_ijk, self.geometry.spacing_mm
+        if NETWORKS[self.network].rank == 2:
+            return "the network is 2D"
+        if self.geometry.thick_axis is not None:
+            return (
+                f"slices are thick, {max(spacing_mm):.3g} mm where voxels are "
+                f"{min(spacing_mm):.3g} mm wide"
+            )
+        if max(patch) > _FLAT * min(patch):
+            return f"the patch is flat, {min(patch)} voxels to {max(patch)}"
+        return ""
 
     def _is_part(self, candidate: Candidate) -> bool:
         """Whether a patch shows less than a quarter of a middle case."""
@@ -395,7 +406,12 @@ class Planner:
         planes = NETWORKS[self.network].rank == 2
         reasons = {
             "licence": "of the weights; this is what the dataset says",
-            "data.root": "from the current directory; --data replaces it",
+            "data.root": (
+                "a place on this machine"
+                if Path(self.data.root).is_absolute()
+                else "from the current directory"
+            )
+            + "; --data replaces it",
             "data.split": f"this plan was made of: {facts.split_source}",
             "labels": "as the dataset names them",
             "regions": "overlapping; trained in place of the labels",
@@ -442,10 +458,10 @@ class Planner:
             "training.channels_last": "measured too",
             "training.device": "where this was planned for",
             "training.augmentation": "nnU-Net's probabilities, spelled out",
-            "training.augmentation.dummy_2d": "turn within slices: they are thick, or the patch is "
-            "flat"
-            if self._turns_in_plane(candidate)
-            else "turn in space: voxels and patch are nearly cubic",
+            "training.augmentation.dummy_2d": f"turn within slices: {flatness}"
+            if (flatness := self._flatness(candidate))
+            else "turn in space: neither slices nor patch are more than three times as long one "
+            "way as another",
             "training.augmentation.flip_axes": flips,
         }
         if "widths" in candidate.network.settings:

@@ -23,6 +23,7 @@ __all__ = [
     "data_app",
     "models_app",
     "print_json",
+    "studies_app",
 ]
 
 P = ParamSpec("P")
@@ -43,18 +44,28 @@ data_app = typer.Typer(
     name="data", help="Datasets: check one, make a phantom of one.", no_args_is_help=True
 )
 app.add_typer(data_app)
+studies_app = typer.Typer(
+    name="studies", help="Many cases: what lies in folders, how far a run is.", no_args_is_help=True
+)
+app.add_typer(studies_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 
+# what was asked for cannot be, although it is the machine or its disk that says so
+_ASKED = {"output-exists", "output-unwritable", "plan-memory"}
+# work that was begun and failed, although settings made it fail
+_FAILED = {"loss-not-finite"}
+
+
 def stop(error: MedsegError, as_json: bool) -> NoReturn:
     if as_json:
         print_json({"error": {"code": error.code, "message": str(error)}})
     typer.echo(f"error: {error} [{error.code}]", err=True)
-    wrong_usage = isinstance(error, ConfigError) or error.code == "output-unwritable"
-    raise typer.Exit(2 if wrong_usage else 1) from error
+    wrong_usage = isinstance(error, ConfigError) or error.code in _ASKED
+    raise typer.Exit(2 if wrong_usage and error.code not in _FAILED else 1) from error
 
 
 def answering(command: Callable[P, R]) -> Callable[P, R]:

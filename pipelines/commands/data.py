@@ -218,7 +218,7 @@ def _report(report: DatasetReport) -> dict[str, Any]:
 
 
 def _print_report(report: DatasetReport) -> None:
-    from pipelines.tables import print_table  # noqa: PLC0415
+    from pipelines.tables import counted, print_table  # noqa: PLC0415
 
     listing, split = report.listing, report.split
     if report.findings:
@@ -245,4 +245,4 @@ def _print_report(report: DatasetReport) -> None:
             f"{split.source}"
         )
     hints = len(report.findings) - report.errors
-    typer.echo(f"{report.errors} errors, {hints} hints. {NOTICE}")
+    typer.echo(f"{counted(report.errors, 'error')}, {counted(hints, 'hint')}. {NOTICE}")

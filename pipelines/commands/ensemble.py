@@ -44,6 +44,7 @@ def ensemble(
                 "post_processing": steps,
                 "held_out_cases": choice.cases,
                 "dice": choice.dice,
+                "warnings": list(choice.warnings),
                 "compared": [
                     {"runs": list(trial.members), "dice": trial.dice} for trial in choice.trials
                 ],
@@ -63,4 +64,6 @@ def ensemble(
     for step in steps:
         options = ", ".join(f"{key} {value}" for key, value in step.items() if key != "label")
         typer.echo(f"adopted: {step['label']}: {options}")
+    for warning in choice.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{len(choice.models)} models in {place / ENSEMBLE_NAME}. {NOTICE}")

@@ -111,6 +111,7 @@ def evaluate(
     from pipelines.evaluate import evaluate as run  # noqa: PLC0415
     from pipelines.label_sources import case_list  # noqa: PLC0415
     from pipelines.progress import console_listener  # noqa: PLC0415
+    from pipelines.tables import counted  # noqa: PLC0415
 
     check_free(out, overwrite)
     check_images(images)
@@ -147,9 +148,11 @@ def evaluate(
         print_json(evaluation.summary() | {"files": {k: str(path) for k, path in files.items()}})
     else:
         _print_evaluation(evaluation)
-        for sentence in problems(evaluation):
+        # failed cases are told on stderr
+        for sentence in problems(evaluation, failures=False):
             typer.echo(sentence)
-        typer.echo(f"{len(evaluation.scores)} cases; tables and page in {out}. {NOTICE}")
+        scored = counted(len(evaluation.scores), "case")
+        typer.echo(f"{scored}; tables and page in {out}. {NOTICE}")
     for each in evaluation.failed:
         typer.echo(f"error: {each.message} [{each.code}]", err=True)
     if evaluation.failed:
@@ -254,7 +257,7 @@ def _figure(value: float) -> str:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    from pipelines.tables import print_table  # noqa: PLC0415
+    from pipelines.tables import counted, print_table  # noqa: PLC0415
 
     rows = []
     for each in comparison.differences:
@@ -282,6 +285,6 @@ def _print_comparison(comparison: Comparison) -> None:
         if names:
             typer.echo(f"only in {which}, not compared: {', '.join(names)}")
     typer.echo(
-        f"{len(comparison.shared)} cases in both. Wilcoxon signed-rank test, two-sided; volume "
-        "errors by their size."
+        f"{counted(len(comparison.shared), 'case')} in both. Wilcoxon signed-rank test, "
+        "two-sided; volume errors by their size."
     )

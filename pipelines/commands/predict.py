@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg import NOTICE
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, MedsegError
 from medseg.events import Cancelled
 from pipelines.commands.console import Json, Overwrite, answering, app, print_json
 
 if TYPE_CHECKING:
     from medseg.inference.memory import MemoryPlan
+    from medseg.studies.ledger_rows import CaseRow
     from medseg.studies.runner import Outcome
-    from pipelines.infer import Case, CaseResult
+    from pipelines.batch import Batch
+    from pipelines.infer import Case
+
+
+_MOST_LINES = 50
+"""Cases that are printed one by one."""
 
 
 class Precision(StrEnum):
@@ -33,6 +40,14 @@ class Blending(StrEnum):
 
     GAUSSIAN = "gaussian"
     CONSTANT = "constant"
+
+
+class Names(StrEnum):
+    """What results are called."""
+
+    AUTO = "auto"
+    INPUT = "input"
+    ID = "id"
 
 
 class Skip(StrEnum):
@@ -62,13 +77,28 @@ def predict(
     cases: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="CASE...", help="NIfTI, NRRD or MetaImage files, or folders of a DICOM series."
+            metavar="CASE...",
+            help="NIfTI, NRRD or MetaImage files, DICOM studies (folders, zips), or folders with "
+            "any number of these below them.",
         ),
     ] = None,
     channel: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATH, once per channel of a multi-channel model."),
     ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Series of a DICOM study: a number of `medseg studies list`, a SeriesInstanceUID, "
+            "or a regular expression on the description; CHANNEL=CHOICE for several channels."
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool,
+        typer.Option(
+            "--allow-gaps", help="Resample slices that are not evenly apart, instead of refusing."
+        ),
+    ] = False,
     device: Annotated[
         str,
         typer.Option(
@@ -131,8 +161,37 @@ def predict(
     preview: Annotated[
         bool, typer.Option("--preview", help="Also draw a three-plane PNG.")
     ] = False,
-    log_paths: Annotated[
-        bool, typer.Option("--log-paths", help="Name the input files in the JSON report.")
+    jobs: Annotated[
+        int, typer.Option(help="Cases that are read, and that are written, at a time.")
+    ] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="Do one part of the cases here, such as 2/8.")
+    ] = None,
+    names: Annotated[
+        Names,
+        typer.Option(
+            help="What results are called: auto (image files by their name, DICOM by a salted "
+            "identifier), input (all by their file or folder), or id (all by the identifier)."
+        ),
+    ] = Names.AUTO,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="File of the ledger, if it shall not lie in the folder for the results."),
+    ] = None,
+    trust_times: Annotated[
+        bool,
+        typer.Option(
+            "--trust-times",
+            help="Take images whose files have their size and time still for unchanged.",
+        ),
+    ] = False,
+    log_phi: Annotated[
+        bool,
+        typer.Option(
+            "--log-phi",
+            "--log-paths",
+            help="Name the input files in messages, reports and the ledger's messages.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the memory plan; segment nothing.")
@@ -143,15 +202,26 @@ def predict(
     """Segment images; results lie on the original grid and are re-read before success is told.
 
     For each case: CASE_dseg.nii.gz, CASE_dseg.tsv, CASE_statistics.csv and .json, CASE_report.json
-    and, for a DICOM series, CASE_dseg.dcm (DICOM SEG).
+    and, for a DICOM series, CASE_dseg.dcm (DICOM SEG). For all: ledger.sqlite, which tells what is
+    done, cohort.csv and index.html. The same command goes on where it was stopped.
     """
-    from pipelines.infer import make_cases  # noqa: PLC0415
+    from medseg.models.card import load_card  # noqa: PLC0415
+    from medseg.models.zoo import find_members  # noqa: PLC0415
+    from pipelines.batch import open_batch, place_of  # noqa: PLC0415
+    from pipelines.discovery import find_cases  # noqa: PLC0415
     from pipelines.interrupt import until_interrupted  # noqa: PLC0415
-    from pipelines.predict import make_order, plans, predictions  # noqa: PLC0415
+    from pipelines.predict import make_order, plans  # noqa: PLC0415
     from pipelines.progress import console_listener  # noqa: PLC0415
     from pipelines.results import Wishes  # noqa: PLC0415
 
-    todo = make_cases(cases or [], channel or [])
+    inputs = load_card(find_members(model[0])[0]).inputs
+    todo = find_cases(
+        cases or [],
+        channel or [],
+        naming=names.value,
+        out=out,
+        by_study=len(inputs.channels) > 1,
+    )
     if out is None and not dry_run:
         raise ConfigError(
             "--out",
@@ -180,45 +250,30 @@ def predict(
         device=device,
         out=out or Path(),
         overwrite=overwrite,
-        wishes=Wishes(preview, report, probabilities, log_paths, rtstruct),
+        wishes=Wishes(preview, report, probabilities, log_phi, rtstruct),
         roi=roi,
+        jobs=jobs,
+        shard=shard,
+        ledger=ledger,
+        trust_times=trust_times,
+        series=series or [],
+        allow_gaps=allow_gaps,
     )
     if dry_run:
-        _print_plans(list(plans(order, todo)), as_json)
+        _print_plans(list(plans(order, [found.case for found in todo])), as_json)
         return
-    outcomes: list[Outcome[Case, CaseResult]] = []
-    interrupted = False
+    place = place_of(order)
+    interrupted, stopped = False, None
     # the first Ctrl-C ends the run after the window, or the file, in hand
-    with console_listener() as bars, until_interrupted(bars) as listener:
-        try:
-            for outcome in predictions(order, todo, listener):
-                outcomes.append(outcome)
-                if outcome.result is not None:
-                    for note in outcome.result.notes:
-                        listener.noted(f"{outcome.case.name}: {note}")
-                else:
-                    listener.noted(f"{outcome.case.name}: {outcome.message} [{outcome.code}]")
-        except (KeyboardInterrupt, Cancelled):
-            interrupted = True
-    failed = sum(not outcome.done for outcome in outcomes)
-    ended = {outcome.case.name for outcome in outcomes}
-    unfinished = [case.name for case in todo if case.name not in ended]
-    if as_json:
-        print_json(
-            {
-                "cases": [_outcome_json(outcome) for outcome in outcomes],
-                "failed": failed,
-                "interrupted": interrupted,
-                "not_done": unfinished,
-            }
-        )
-    else:
-        _print_outcomes(outcomes, unfinished, order.out)
-    if interrupted:
-        typer.echo("interrupted; what was finished is kept", err=True)
-        raise typer.Exit(130)
-    if failed:
-        raise typer.Exit(1)
+    with open_batch(order, todo) as study:
+        with console_listener() as bars, until_interrupted(bars, or_terminated=True) as listener:
+            try:
+                study.run(place, listener)
+            except (KeyboardInterrupt, Cancelled):
+                interrupted = True
+            except MedsegError as error:
+                stopped = error
+        _tell(study, order.out, as_json, interrupted, stopped)
 
 
 def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> None:
@@ -262,40 +317,94 @@ def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> No
         raise typer.Exit(1)
 
 
-def _outcome_json(outcome: Outcome[Case, CaseResult]) -> dict[str, Any]:
+def _tell(
+    batch: Batch, out: Path, as_json: bool, interrupted: bool, stopped: MedsegError | None
+) -> None:
+    """Write cohort and index, print how the cases ended, and leave with an honest code."""
+    from pipelines.cohort import write_cohort  # noqa: PLC0415
+
+    order = batch.job.order
+    rows = batch.rows()
+    ended = [row for row in rows if row.state in ("done", "incomplete", "failed")]
+    unfinished = [row.name for row in rows if row.state in ("waiting", "running")]
+    failed = sum(row.state == "failed" for row in ended)
+    incomplete = sum(row.state == "incomplete" for row in ended)
+    try:
+        write_cohort(batch.ledger, out, order.shard if order.ledger else None)
+    except MedsegError as error:
+        stopped = stopped or error
+    if as_json:
+        print_json(
+            {
+                "cases": [_row_json(batch, row, out) for row in ended],
+                "failed": failed,
+                "incomplete": incomplete,
+                "interrupted": interrupted,
+                "not_done": unfinished,
+                **(
+                    {"error": {"code": stopped.code, "message": str(stopped)}}
+                    if stopped is not None
+                    else {}
+                ),
+            }
+        )
+    else:
+        _print_rows(batch, ended, unfinished, out)
+    if stopped is not None:
+        typer.echo(f"error: {stopped} [{stopped.code}]", err=True)
+    if interrupted:
+        typer.echo("interrupted; what was finished is kept", err=True)
+        raise typer.Exit(130)
+    if failed or incomplete or unfinished or stopped is not None:
+        raise typer.Exit(1)
+
+
+def _row_json(batch: Batch, row: CaseRow, out: Path) -> dict[str, Any]:
     content: dict[str, Any] = {
-        "case": outcome.case.name,
-        "state": "done" if outcome.done else "failed",
-        "seconds": round(outcome.seconds, 3),
+        "case": row.name,
+        "state": row.state,
+        "seconds": round(row.seconds or 0.0, 3),
+        "unchanged": row.turn <= batch.job.since,
     }
-    if outcome.result is None:
-        return {**content, "code": outcome.code, "message": outcome.message}
-    result = outcome.result
+    if row.code is not None:
+        content |= {"code": row.code, "message": row.message}
+    if row.state == "failed":
+        return content
+    outputs = {output.kind: str(out / output.name) for output in batch.ledger.outputs(row.number)}
     return {
         **content,
-        "volumes_ml": result.volumes_ml,
-        "files": {kind: str(path) for kind, path in result.files.items()},
+        "volumes_ml": batch.ledger.volumes_ml(row.number),
+        "files": outputs,
         "memory": {
-            "predicted_ram_bytes": result.predicted_ram_bytes,
-            "measured_ram_bytes": result.peak_ram_bytes,
+            "predicted_ram_bytes": row.details.get("predicted_ram_bytes"),
+            "measured_ram_bytes": row.details.get("measured_ram_bytes"),
         },
-        "notes": list(result.notes),
+        "notes": row.details.get("notes", []),
     }
 
 
-def _print_outcomes(
-    outcomes: list[Outcome[Case, CaseResult]], unfinished: list[str], out: Path
-) -> None:
+def _print_rows(batch: Batch, ended: list[CaseRow], unfinished: list[str], out: Path) -> None:
     from pipelines.tables import print_table  # noqa: PLC0415
 
-    rows = []
-    for outcome in outcomes:
-        if outcome.result is None:
-            text = f"failed: {outcome.code}"
-        else:
-            text = ", ".join(f"{n} {ml:.2f} ml" for n, ml in outcome.result.volumes_ml.items())
-        rows.append([outcome.case.name, text, f"{outcome.seconds:.1f} s"])
-    rows += [[name, "not finished", ""] for name in unfinished]
-    print_table(["case", "result", "time"], rows)
-    done = sum(outcome.done for outcome in outcomes)
-    typer.echo(f"{done} of {len(rows)} cases segmented and verified in {out}. {NOTICE}")
+    if len(ended) + len(unfinished) > _MOST_LINES:
+        groups: Counter[tuple[str, str]] = Counter((row.state, row.code or "") for row in ended)
+        groups["not finished", ""] += len(unfinished)
+        lines = [[state, code, str(count)] for (state, code), count in groups.items() if count]
+        print_table(["state", "code", "cases"], sorted(lines))
+    else:
+        lines = []
+        for row in ended:
+            if row.state == "failed":
+                text = f"failed: {row.code}"
+            else:
+                volumes = batch.ledger.volumes_ml(row.number)
+                text = ", ".join(f"{name} {ml:.2f} ml" for name, ml in volumes.items())
+            if row.state == "incomplete":
+                text += f"; incomplete: {row.code}"
+            took = "as before" if row.turn <= batch.job.since else f"{row.seconds:.1f} s"
+            lines.append([row.name, text, took])
+        lines += [[name, "not finished", ""] for name in unfinished]
+        print_table(["case", "result", "time"], lines)
+    done = sum(row.state == "done" for row in ended)
+    every = len(ended) + len(unfinished)
+    typer.echo(f"{done} of {every} cases segmented and verified in {out}. {NOTICE}")

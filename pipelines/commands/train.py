@@ -110,6 +110,7 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
             {
                 "run_folder": str(result.run_folder),
                 "finished": result.finished,
+                "finished_before": result.finished_before,
                 "steps": result.steps,
                 "steps_left_out": result.skipped,
                 "seconds": {
@@ -128,6 +129,14 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
 
         rows = [[name, f"{value:.4f}"] for name, value in result.dice.items()]
         print_table(["structure", "validation Dice"], [*rows, ["mean", f"{result.mean_dice:.4f}"]])
+    if result.finished_before:
+        typer.echo(
+            f"finished before, nothing was changed: {result.steps} steps in "
+            f"{result.training_s:.0f} s, run folder {result.run_folder}. To train for longer, give "
+            "a larger --budget or, if steps or epochs end the run, a configuration with more of "
+            f"them. {NOTICE}"
+        )
+        return
     state = "finished" if result.finished else "interrupted, usable; go on with --resume"
     typer.echo(
         f"{state}: {result.steps} steps in {result.training_s:.0f} s, "

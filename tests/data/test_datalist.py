@@ -101,6 +101,17 @@ def test_a_damaged_split_is_refused(root, split, words):
         read_datalist(root)
 
 
+def test_a_dataset_of_one_case_is_told_what_can_help(tmp_path):
+    root = write_dataset(tmp_path / "one", cases=2)
+    (root / "split.json").unlink()
+    index = json.loads((root / "dataset.json").read_text())
+    index["training"] = index["training"][:1]
+    (root / "dataset.json").write_text(json.dumps(index))
+    words = r"found 1 in all; add cases of at least one more patient: what was learnt from one"
+    with pytest.raises(ConfigError, match=words):
+        read_datalist(root)
+
+
 def test_a_named_split_that_is_absent_is_refused(root):
     with pytest.raises(ConfigError, match=r"mine\.json: expected a split file"):
         read_datalist(root, split="mine.json")

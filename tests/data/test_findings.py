@@ -136,6 +136,10 @@ def test_a_split_that_cannot_be_used_is_an_error_and_an_unused_case_a_hint(root)
     assert found(report) == {("split-unknown-case", "")}
     assert report.split is None
     (root / "split.json").write_text(
+        '{"train": ["hippocampus_001", "none"], "validation": ["hippocampus_001"]}'
+    )
+    assert found(check(root)) == {("split-unknown-case", ""), ("split-leak", "")}
+    (root / "split.json").write_text(
         '{"train": ["hippocampus_001"], "validation": ["hippocampus_002"]}'
     )
     report = check(root)

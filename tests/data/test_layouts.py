@@ -70,6 +70,18 @@ def test_a_named_layout_without_a_case_is_refused(tmp_path, layout):
         read_datalist(tmp_path, layout=layout)
 
 
+def test_an_empty_or_unknown_folder_is_named_with_what_it_looks_like(copy, tmp_path):
+    root = copy("acdc")
+    words = r"acdc.*: expected .* 'synapse', found none, but what looks like acdc; name that layout"
+    with pytest.raises(ConfigError, match=words) as caught:
+        list_cases(root, "synapse")
+    assert (caught.value.code, caught.value.where) == ("dataset-empty", str(root))
+    (tmp_path / "downloads").mkdir()
+    shutil.copytree(root, tmp_path / "downloads" / "Hearts")
+    with pytest.raises(ConfigError, match="give its folder 'Hearts', which looks like acdc"):
+        list_cases(tmp_path / "downloads")
+
+
 # Synapse and TransUNet
 
 

@@ -92,6 +92,22 @@ def test_a_list_without_the_meaning_of_its_labels_is_refused(listed):
     assert list_cases(path, scheme="msd-hippocampus").is_named
 
 
+def test_a_line_without_a_name_or_a_file_is_named_by_its_number(listed):
+    path = write_list(listed, [*rows()[:1], ",,,,", "c3,,,labelsTr/hippocampus_003.nii.gz,"])
+    told = {problem.case: str(problem.error) for problem in list_cases(path).problems}
+    assert set(told) == {"of line 3", "c3"}
+    assert told["of line 3"].startswith("case of line 3: expected an image for each of the 1")
+    (listed / "mine.yaml").write_text(
+        "channels: [a]\nlabels: {1: ball}\ncases:\n- {id: a, images: [], label: }\n"
+        f"- {{images: [{rows()[0].split(',')[2]}], label: }}\n"
+    )
+    told = {p.case: str(p.error) for p in list_cases(listed / "mine.yaml").problems}
+    assert told["of entry 2"] == (
+        "case of entry 2: expected an existing label map, found no path of one; correct the list "
+        "or complete the dataset"
+    )
+
+
 @pytest.mark.parametrize(
     ("lines", "heading", "words"),
     [

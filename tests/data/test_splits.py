@@ -12,6 +12,7 @@ from medseg.data.case import Case
 from medseg.data.datalist import folds_path, read_datalist
 from medseg.data.splits import (
     PUBLISHED,
+    SplitError,
     draw_folds,
     draw_split,
     published_split,
@@ -154,6 +155,29 @@ def test_a_patient_on_both_sides_of_a_split_file_is_refused(tmp_path):
         path.write_text(json.dumps(parts))
         with pytest.raises(ConfigError, match=f"{words}, found the patient of '{names[0]}'"):
             read_split_file(path, cases)
+
+
+def test_all_that_is_wrong_with_a_split_is_told_with_few_names(tmp_path):
+    names = [f"patient{number:03d}_frame{frame}" for number in range(20) for frame in (1, 2)]
+    cases = cases_of(names, [name[:10] for name in names])
+    path = tmp_path / "split.json"
+    strangers = [f"patient9{number:02d}_frame1" for number in range(9)]
+    parts = {"train": [*names[:10:2], *strangers], "validation": [names[1], names[3], names[0]]}
+    path.write_text(json.dumps(parts))
+    with pytest.raises(SplitError, match=r"and 2 more\); .*lists what else is wrong") as caught:
+        read_split_file(path, cases)
+    told = [str(fault) for fault in caught.value.faults]
+    assert [fault.code for fault in caught.value.faults] == [
+        "split-unknown-case",
+        "split-leak",
+        "split-leak",
+    ]
+    assert "the dataset's 40 cases, such as 'patient000_frame1', 'patient000_frame2'," in told[0]
+    assert "'patient902_frame1' and 6 more under 'train'" in told[0]
+    assert len(told[0]) < 400
+    assert "found 1 in both, such as 'patient000_frame1'" in told[1]
+    assert "the patient of 'patient000_frame1' in train and of 'patient000_frame2' in " in told[2]
+    assert "validation, and 1 more; keep all cases of a patient in one part" in told[2]
 
 
 def test_a_json_that_holds_no_split_is_left_alone_and_told(phantom, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.core import Grid, LabelScheme, Volume, axis_turn, reorient
+from medseg.core import Grid, LabelScheme, Lean, Volume, axis_turn, reorient
 from medseg.errors import ConfigError, FormatError, GeometryError, ResourceError, ShapeError
 from medseg.events import Silent
 from medseg.inference import predict
@@ -122,6 +122,35 @@ def test_a_volume_stored_in_another_order_gets_the_same_labels():
     first = model.predict(image).labels
     other = model.predict(reorient(image, "PIR")).labels
     np.testing.assert_array_equal(reorient(other, first.grid.orientation).data_ijk, first.data_ijk)
+
+
+def test_a_leaning_stack_is_segmented_upright_and_its_labels_lean_back():
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[1, 2] = 1.0  # each slice one pixel further: nothing is interpolated
+    image = volume((14, 15, 16), affine=affine)
+    lean = Lean.of(image.grid)
+    model = predictor(uncertainty=True)
+    result = model.predict(image)
+    upright = model.predict(lean.straighten(image))
+    assert result.labels.grid == image.grid
+    for k in (0, 7, 15):
+        np.testing.assert_array_equal(
+            result.labels.data_ijk[:, :, k], upright.labels.data_ijk[:, k : k + 15, k]
+        )
+        np.testing.assert_array_equal(
+            result.entropy_ijk[:, :, k], upright.entropy_ijk[:, k : k + 15, k]
+        )
+    assert any("the stack leans by 26.6 degrees" in note for note in result.notes)
+    inside = model.predict(image, roi=((2, 9), (3, 12), (4, 8))).labels.data_ijk
+    box = np.zeros(inside.shape, dtype=bool)
+    box[2:9, 3:12, 4:8] = True
+    assert (inside[~box] == 0).all()
+    assert (inside[box] > 0).any()
+    assert model.plan(image).ram_bytes > 0
+    assert sum(1 for _ in model.slabs(image)) == 1
+    with pytest.raises(ConfigError, match="found a stack that leans") as caught:
+        model.predict(image, on_probabilities=lambda *box: None)
+    assert caught.value.code == "probabilities-leaning"
 
 
 def test_slabs_come_as_they_are_finished_in_voxels_of_the_image():

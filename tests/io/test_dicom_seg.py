@@ -20,8 +20,9 @@ from medseg.io.dicom_identity import missing_references
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg import Algorithm, check_seg, read_seg, write_seg
 from medseg.io.dicom_series import read_dicom_series
+from tests.dicom_variants import shifted
 from tests.grids import grids
-from tests.series import ramp, small_series, spoil, spoil_all
+from tests.series import AXIAL, ramp, small_series, spoil, spoil_all
 
 MODEL = Algorithm("test model", "1.2")
 ANATOMY = Code("91723000", "SCT", "Anatomical Structure")
@@ -85,6 +86,43 @@ def test_labels_come_back_equal_on_the_grid_they_were_made_for(grid, data):
         write_seg(labels, folder / "seg.dcm", scan.source, algorithm=MODEL)
         assert np.array_equal(read_seg(folder / "seg.dcm", SCHEME, grid).data_ijk, values)
         _check_with_highdicom(folder / "seg.dcm", labels)
+
+
+@settings(max_examples=15, deadline=None)
+@given(grids(smallest=3), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 99))
+def test_labels_of_a_tilted_stack_come_back_to_the_place_of_every_slice(grid, across, down, seed):
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_dicom_series(ramp(grid), folder / "s", modality="CT")
+        first = pydicom.dcmread(folder / "s" / "00001.dcm")
+        cosines = np.array(first.ImageOrientationPatient, dtype=float)
+        lean_mm = grid.spacing_mm[2] * (across * cosines[:3] + down * cosines[3:])
+        for path in (folder / "s").iterdir():
+            spoil(path, shifted(lambda k: k * lean_mm))
+        scan, labels = read_and_label(folder / "s", seed, values=(0, 1, 2))
+        write_seg(labels, folder / "seg.dcm", scan.source, algorithm=MODEL)
+        found = read_seg(folder / "seg.dcm", SCHEME, scan.volume.grid)
+        assert np.array_equal(found.data_ijk, labels.data_ijk)
+        # the file's own frames, each at the position of its slice
+        seg = pydicom.dcmread(folder / "seg.dcm")
+        positions = {
+            tuple(np.round(np.array(d.ImagePositionPatient, dtype=float), 4))
+            for d in scan.source.datasets
+        }
+        for frame in seg.PerFrameFunctionalGroupsSequence:
+            place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+            assert tuple(np.round(place, 4)) in positions
+
+
+def test_labels_of_a_resampled_gap_lie_on_the_resampled_slices(tmp_path):
+    folder = small_series(tmp_path / "s", Grid((6, 5, 7), AXIAL.affine_ras))
+    (folder / "00004.dcm").unlink()
+    scan = read_dicom_series(folder, allow_gaps=True)
+    data = np.arange(6 * 5 * 7).reshape(6, 5, 7) % 3
+    labels = LabelMap(data.astype(np.uint16), scan.volume.grid, SCHEME)
+    write_seg(labels, tmp_path / "seg.dcm", scan.source, algorithm=MODEL)
+    found = read_seg(tmp_path / "seg.dcm", SCHEME, scan.volume.grid)
+    assert np.array_equal(found.data_ijk, labels.data_ijk)
 
 
 def _check_with_highdicom(path, labels):

@@ -1,5 +1,4 @@
 import itertools
-import json
 import logging
 import shutil
 import tempfile
@@ -9,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its own documentation's name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
@@ -91,112 +89,6 @@ def test_rescaling_gives_each_slice_its_own_line_and_keeps_integers(rescales, dt
 
 # Outsiders
 
-READABLE = (
-    "04_totalsegmentator_ct_mr/ct_dicom_j2k",
-    "06_dicom_mr_brain_tumour_progression/PGBM-003/11-T1post-18670",
-    "06_dicom_mr_brain_tumour_progression/PGBM-003/26401-T1prereg-52906",
-    "06_dicom_mr_brain_tumour_progression/PGBM-003/36468-FLAIRreg-58706",
-    "06_dicom_mr_brain_tumour_progression/PGBM-003/37830-T2reg-78532",
-    "06_dicom_mr_brain_tumour_progression/hippocrop/study1_13_HCropVolume",
-    "06_dicom_mr_brain_tumour_progression/hippocrop/study2_14_HCropVolume",
-    "06_dicom_mr_brain_tumour_progression/hippocrop/study3_11_HCropVolume",
-    "07_dicom_ct_rtstruct/pat_1",
-    "07_dicom_ct_rtstruct/pat_2",
-    "07_dicom_ct_rtstruct/rt_utils_mim",
-    "07_dicom_ct_rtstruct/rt_utils_oblique_series",
-    "08_dicom_seg/dcmqi/23x38x3/image",
-    "08_dicom_seg/dcmqi/ct-3slice",
-    "09_dicom_edge_cases/ct_torchio_17slices_iop_flipped",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_nonisotropic_pixels_rescale",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_philips_coronal",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_sag_j2k",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_sag_jpeg_lossless",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_sag_rle",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_sag_uncompressed",
-    "09_dicom_edge_cases/prostatex/ProstateX-0000_ADC",
-)
-REFUSED = {
-    "06_dicom_mr_brain_tumour_progression": "series-ambiguous",
-    "07_dicom_ct_rtstruct": "series-ambiguous",
-    "08_dicom_seg/dcmqi/23x38x3/multiframe": "dicom-multiframe",
-    "08_dicom_seg/dcmqi/23x38x3/seg": "no-images",
-    "08_dicom_seg/dcmqi_pet_sr": "no-images",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/ground_truth": "no-images",
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_enhanced_philips": (
-        "dicom-multiframe"
-    ),
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_enhanced_siemens": (
-        "dicom-multiframe"
-    ),
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/mr_single_slice": (
-        "dicom-tag-missing"
-    ),
-    "09_dicom_edge_cases/dicom2nifti_real_headers_noise_pixels/rgb_secondary_capture": (
-        "dicom-colour"
-    ),
-    "09_dicom_edge_cases/mr_9_transfer_syntaxes": "dicom-mosaic",
-    "09_dicom_edge_cases/prostatex/ProstateX-0001_t2localizer_3planes": "slice-orientation",
-    "09_dicom_edge_cases/pydicom_single": "dicom-unreadable",
-    "09_dicom_edge_cases/wado_ct_transfer_syntaxes": "slice-duplicate",
-}
-
-
-@pytest.mark.shared_data
-def test_every_series_that_dcm2niix_converted_is_either_read_or_refused_here(shared_data):
-    expected = json.loads((shared_data / "expected_geometry_dcm2niix.json").read_text())
-    assert set(expected) <= {*READABLE, *REFUSED}
-
-
-@pytest.mark.shared_data
-@pytest.mark.parametrize("name", READABLE)
-def test_place_and_intensities_agree_with_dcm2niix(shared_data, name):
-    oracle = json.loads((shared_data / "expected_geometry_dcm2niix.json").read_text())[name]
-    (expected,) = oracle["volumes"]
-    volume = read_dicom_series(shared_data / name).volume
-    # It flips rows, so that corners are compared as a set; its affine has five decimals.
-    there = Grid(tuple(expected["shape"]), np.array(expected["affine"]))
-    gaps = np.linalg.norm(volume.grid.corners_ras()[:, None] - there.corners_ras()[None], axis=-1)
-    rounding_mm = 0.5e-5 * (1 + sum(expected["shape"])) * np.sqrt(3)
-    assert sorted(volume.grid.shape_ijk) == sorted(expected["shape"])
-    assert gaps.min(axis=0).max() < 0.01 + rounding_mm
-    assert sorted(gaps.argmin(axis=0)) == list(range(8))
-    data = volume.data_cijk
-    scale = max(1.0, abs(expected["max"]))
-    assert abs(float(data.min()) - expected["min"]) < 1e-5 * scale
-    assert abs(float(data.max()) - expected["max"]) < 1e-5 * scale
-    assert abs(float(data.mean(dtype=np.float64)) - expected["mean"]) < 1e-5 * scale
-
-
-@pytest.mark.shared_data
-@pytest.mark.parametrize("name", [n for n in READABLE if "04_" not in n and "n_j2k" not in n])
-def test_every_voxel_agrees_with_simpleitk(shared_data, name):
-    folder = shared_data / name
-    scan = read_dicom_series(folder)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    image = reader.Execute()
-    last = np.array(image.GetSize()) - 1
-    to_ras = np.array([-1.0, -1.0, 1.0])
-    ends = [
-        np.array(image.TransformIndexToPhysicalPoint(e)) * to_ras
-        for e in ([0, 0, 0], last.tolist())
-    ]
-    places = scan.volume.grid.voxel_from_world(ends)
-    assert np.allclose(places, np.rint(places), atol=0.01)
-    theirs = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-    assert places[0, :2] == pytest.approx([0, 0], abs=0.01)
-    if places[0, 2] > places[1, 2]:
-        theirs = theirs[:, :, ::-1]
-    assert np.allclose(scan.volume.data_cijk[0], theirs, atol=1e-5)
-
-
-@pytest.mark.shared_data
-@pytest.mark.parametrize(("name", "code"), REFUSED.items())
-def test_series_that_cannot_be_read_rightly_are_refused(shared_data, name, code):
-    with pytest.raises(MedsegError) as caught:
-        read_dicom_series(shared_data / name)
-    assert caught.value.code == code
-
 
 @pytest.mark.shared_data
 def test_all_transfer_syntaxes_of_one_slice_give_the_same_voxels(shared_data, tmp_path):
@@ -237,7 +129,6 @@ def test_a_ct_slice_reads_the_same_in_every_lossless_transfer_syntax(shared_data
     {
         "MR_truncated.dcm": "dicom-pixels",
         "emri_small_RLE.dcm": "dicom-multiframe",
-        "eCT_Supplemental.dcm": "dicom-multiframe",
         "image_dfl.dcm": "dicom-modality",
         "liver_1frame.dcm": "no-images",
         "rtdose.dcm": "no-images",
@@ -474,13 +365,13 @@ def _not_a_number(folder):
 REFUSALS = {
     "series-ambiguous": (
         _second_series,
-        r"expected one series, found 2 series: MR of 4 files \(series 1\), "
-        r"MR of 1 file \(series 7\); give a folder that holds one series",
+        r"expected one series, found 2 series: 1: MR of 4 images \(series 1\); "
+        r"2: MR of 1 image \(series 7\); choose one with --series",
     ),
     "dicom-multiframe": (_first(NumberOfFrames=3), "an enhanced or multi-frame object of 3 frames"),
     "dicom-mosaic": (_every(ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]), "found a Siemens mosaic"),
     "dicom-colour": (_every(PhotometricInterpretation="PALETTE COLOR"), "a colour image"),
-    "dicom-modality": (_every(Modality="PT"), "expected a CT or MR series, found modality PT"),
+    "dicom-modality": (_every(Modality="US"), "a CT, MR or PET series, found modality US"),
     "dicom-lookup-table": (
         _first(ModalityLUTSequence=[]),
         "found a lookup table in file 1 in name order",
@@ -488,7 +379,7 @@ REFUSALS = {
     "slice-gap": (_remove, "apart, as most of them are, found a gap of 4.000 mm between"),
     "slice-duplicate": (_copy, "found 2 slices at position 2 of 4"),
     "series-4d": (_copy_all, r"found 2 slices at each of 4 positions \(a 4-D series\)"),
-    "slice-tilt": (_shift(lambda k: [0, k, 0]), r"a stack that leans by 26\.57 degrees \(gantry"),
+    "slice-tilt": (_shift(lambda k: [0, 4 * k, 0]), r"a stack that leans by 63\.43 degrees; sep"),
     "slice-shift": (
         _shift(lambda k: [3 if k == 1 else 0, 0, 0]),
         "position 2 of 4 shifted sideways by 3.000 mm",
@@ -555,7 +446,7 @@ def test_missing_and_impossible_tags_are_named(tmp_path, change, code, words):
 def test_many_series_are_not_all_listed(tmp_path):
     folder = small_series(tmp_path / "s", Grid((2, 2, 11), np.eye(4)))
     spoil_all(folder, lambda d: setattr(d, "SeriesInstanceUID", generate_uid()))
-    with pytest.raises(FormatError, match=r"found 11 series: .* and 3 more; give a folder"):
+    with pytest.raises(FormatError, match=r"found 11 series: .* and 3 more; choose one"):
         read_dicom_series(folder)
 
 

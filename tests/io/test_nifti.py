@@ -866,3 +866,20 @@ def test_a_voxel_size_that_agrees_with_the_sform_is_not_noted(tmp_path):
         nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([-2, 2, 3, 1.0])), path
     )
     assert not any("pixdim" in note for note in read_nifti(path).notes)
+
+
+def test_labels_of_a_tilted_series_keep_their_lean_and_are_read_back_with_it(tmp_path):
+    affine = np.diag([-1.0, -1.0, 3.0, 1.0])
+    affine[1, 2] = 0.8
+    grid = Grid((5, 4, 3), affine)
+    scheme = LabelScheme.plain("one", {1: "a"})
+    data = np.random.default_rng(0).integers(0, 2, grid.shape_ijk).astype(np.uint8)
+    path = tmp_path / "dseg.nii.gz"
+    write_nifti_labels(LabelMap(data, grid, scheme), path, ItkSource(tmp_path / "x.nrrd"))
+    found = read_nifti_labels(path, scheme)
+    assert np.array_equal(found.data_ijk, data)
+    assert found.grid.distance_mm(grid) < 1e-4
+    assert nibabel.load(path).affine == pytest.approx(affine, abs=1e-5)
+    with pytest.raises(GeometryError) as caught:
+        read_nifti(path)
+    assert caught.value.code == "affine-sheared"

@@ -297,7 +297,7 @@ def test_a_card_cannot_name_an_encoder_that_would_be_fetched(model, tmp_path):
         network = {"name": "macmd", "settings": {"preset": "tiny", "encoder": encoder}}
         card = card_of(model, network=network)
         source = make_zip(tmp_path / "fetch.zip", model, replace={"model.json": card})
-        refused(source, ConfigError, "encoder-name", "choose a network of timm")
+        refused(source, FormatError, "encoder-name", "choose a network of timm")
 
 
 def test_a_bundle_without_safetensors_is_refused_with_the_reason(model, tmp_path):
@@ -324,10 +324,10 @@ def test_expressions_in_the_card_or_the_metadata_are_refused(model, tmp_path):
     evil = "$__import__('pathlib').Path('executed').write_text('yes')"
     card = card_of(model, description=evil)
     source = make_zip(tmp_path / "card.zip", model, replace={"model.json": card})
-    refused(source, ConfigError, "bundle-expression", r"model.json: expected data, found an expr")
+    refused(source, FormatError, "bundle-expression", r"model.json: expected data, found an expr")
     metadata = json.dumps({"network_data_format": {"outputs": [evil]}})
     source = make_zip(tmp_path / "meta.zip", model, [("tiny/configs/metadata.json", metadata)])
-    refused(source, ConfigError, "bundle-expression", r"metadata.json: expected data, found an")
+    refused(source, FormatError, "bundle-expression", r"metadata.json: expected data, found an")
 
 
 @pytest.mark.parametrize(
@@ -349,16 +349,16 @@ def test_what_monai_would_evaluate_is_found_wherever_it_is(content, found):
 @pytest.mark.parametrize("content", [b"no json", b"[" * 100_000, b"\xff\xfe"])
 def test_a_card_that_is_no_json_is_refused(model, tmp_path, content):
     source = make_zip(tmp_path / "card.zip", model, replace={"model.json": content})
-    refused(source, ConfigError, "model-card", "model.json: expected JSON, found something else")
+    refused(source, FormatError, "model-card", "model.json: expected JSON, found something else")
 
 
 def test_a_card_that_does_not_follow_the_schema_is_refused(model, tmp_path):
     card = card_of(model, surprise=1)
     source = make_zip(tmp_path / "card.zip", model, replace={"model.json": card})
-    refused(source, ConfigError, "model-card", "found surprise: Extra inputs")
+    refused(source, FormatError, "model-card", "found surprise: Extra inputs")
     card = card_of(model, name="../../up")
     source = make_zip(tmp_path / "up.zip", model, replace={"model.json": card})
-    refused(source, ConfigError, "model-card", "found name: String should match")
+    refused(source, FormatError, "model-card", "found name: String should match")
 
 
 def test_a_zip_that_is_cut_off_or_damaged_is_refused(model, tmp_path):

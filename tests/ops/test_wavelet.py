@@ -371,8 +371,10 @@ def test_no_axes_are_the_identity() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_first_and_second_derivatives_are_right_in_every_mode(mode: Mode) -> None:
-    for wavelet, extent in [("db2", 5), ("bior2.2", 4)]:
-        x = _random(1, 1, extent, 2).requires_grad_()
+    # several axes are one after the other; two are enough once
+    shapes = {"db2": (5, 2) if mode == "symmetric" else (5,), "bior2.2": (4,)}
+    for wavelet, extents in shapes.items():
+        x = _random(1, 1, *extents).requires_grad_()
         bands = dwt(x, wavelet, mode).detach().requires_grad_()
 
         def forward(t: Tensor, wavelet: str = wavelet) -> Tensor:

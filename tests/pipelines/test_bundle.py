@@ -358,7 +358,7 @@ def test_a_zip_goes_out_and_comes_in_again(exported, tmp_path, monkeypatch):
         assert {name.partition("/")[0] for name in archive.namelist()} == {"tiny"}
         assert archive.testzip() is None
     result = run("models", "export", exported, "-o", "out/tiny.zip")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "replace it with --overwrite [output-exists]" in result.stderr
     assert run("models", "export", exported, "-o", "out/tiny.zip", "--overwrite", *options)
 
@@ -381,13 +381,20 @@ def test_a_zip_goes_out_and_comes_in_again(exported, tmp_path, monkeypatch):
     result = run("models", "import", "absent.zip", "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "bundle-missing"
+    result = run("models", "import", "out/tiny.zip")
+    assert result.exit_code == 2, "the target is there"
+    assert "[output-exists]" in result.stderr
+    Path("damaged.zip").write_bytes(Path("out/tiny.zip").read_bytes()[:5000])
+    result = run("models", "import", "damaged.zip", "-o", "models/damaged")
+    assert result.exit_code == 1, "the file is damaged"
+    assert "[bundle-zip]" in result.stderr
 
 
 def test_exports_replace_nothing_but_models(exported, tmp_path):
     for name, words in (("bundle", "give --overwrite"), ("a.zip", "found a folder")):
         (tmp_path / name).mkdir()
         result = run("models", "export", exported, "-o", tmp_path / name)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert words in result.stderr
     (tmp_path / "bundle" / "thesis.txt").touch()
     result = run("models", "export", exported, "-o", tmp_path / "bundle", "--overwrite")

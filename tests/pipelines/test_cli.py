@@ -7,10 +7,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import medseg
+from medseg.errors import ConfigError, FormatError, ResourceError
 from pipelines.cli import app
+from pipelines.commands.console import answering
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -52,6 +55,28 @@ def test_predicting_does_not_load_monai():
         cwd=REPOSITORY,
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "exit_code"),
+    [
+        (ConfigError, "usage", 2),
+        (ConfigError, "loss-not-finite", 1),
+        (FormatError, "bundle-zip", 1),
+        (ResourceError, "plan-memory", 2),
+        (ResourceError, "output-exists", 2),
+        (ResourceError, "output-unwritable", 2),
+        (ResourceError, "disk-full", 1),
+    ],
+)
+def test_what_cannot_be_as_asked_ends_with_2_and_work_that_failed_with_1(kind, code, exit_code):
+    @answering
+    def command():
+        raise kind("here", expected="one", found="another", remedy="change it", code=code)
+
+    with pytest.raises(typer.Exit) as ended:
+        command()
+    assert ended.value.exit_code == exit_code
 
 
 def test_the_version_says_what_it_is_not():

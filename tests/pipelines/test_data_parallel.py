@@ -64,7 +64,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(tmp_path, root
     again = seen(together, name, True)
     assert again[0] == again[1]
     assert again[0]["losses"] == [], "the run was over"
-    assert again[0]["dice"] == first["dice"]
+    assert again[0]["dice"] == pytest.approx(first["dice"], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg.core import Grid, LabelMap, LabelScheme
+from medseg.data.schemes import SCHEMES
 from medseg.errors import ConfigError, FormatError, ResourceError
 from medseg.events import Cancelled, Silent
 from medseg.io.dicom_seg import Algorithm, write_seg
@@ -24,6 +26,7 @@ from pipelines.cli import app
 from pipelines.compare import compare_evaluations
 from pipelines.evaluate import EvaluationOrder, evaluate, write_evaluation
 from pipelines.evaluation_files import read_evaluation
+from pipelines.label_sources import LabelSource, chosen_structures
 from tests.series import small_series
 
 NAMES = {"background": 0, "organ": 1, "tumour": 2}
@@ -71,7 +74,10 @@ def test_a_folder_is_scored_and_what_is_wrong_is_said(folders):
     assert "case_3: expected prediction and reference on one grid" in result.stderr
     assert "corners up to 1.250 mm apart" in result.stderr
     assert "1 without prediction, scored as the worst: case_4" in result.stdout
-    assert "1 predictions without a reference, unused: other" in result.stdout
+    assert "1 prediction without a reference, unused: other" in result.stdout
+    assert (result.stdout + result.stderr).count("corners up to 1.250 mm apart") == 1
+    table = result.stdout.splitlines()[:5]
+    assert [line.split()[0] for line in table[2:]] == ["organ", "tumour", "mean"], "a line each"
     with (out / "cases.csv").open() as stream:
         rows = {(row["case"], row["structure"]): row for row in csv.DictReader(stream)}
     assert {case for case, _ in rows} == {"case_0", "case_1", "case_2", "case_4"}
@@ -133,6 +139,19 @@ def test_regions_ignored_labels_and_chosen_cases(folders):
         "--missing", "leave-out", "--protocol", "transunet",
     )  # fmt: skip
     assert "hd95_voxels" in result.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["settings"] == {
+        "missing": "leave-out",
+        "ignore_value": 2,
+        "grid_tolerance_mm": 0.01,
+        "protocol": "transunet",
+        "unit": "voxels",
+        "surface": "medpy",
+        "both_empty": "dice 0, distance 0",
+        "only_reference": "dice 0, distance 0",
+        "only_prediction": "dice 1, distance 0",
+    }
+    assert "in neither map: Dice 0, distance 0" in summary["policy"]["protocol"]
     saved = read_evaluation(out)
     assert saved.structures == ("organ",)
     assert np.isnan(saved.values_csm[saved.cases.index("case_4")]).all()
@@ -169,6 +188,49 @@ def test_brats_regions_are_told_from_the_references(tmp_path):
     assert summary["structures"]["enhancing tumour"] == [4]
 
 
+def named(*names):
+    return LabelSource("a file", LabelScheme.plain("mine", dict(enumerate(names, start=1))))
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "present", "numbering"),
+    [
+        (named("NCR", "ED", "ET"), (), {1, 2, 3}, "brats-2023"),
+        (named("ED", "NCR/NET", "ET"), (), {1, 2, 3}, "brats-nnunet-137"),
+        (
+            named("Non-enhancing tumor core", "Surrounding non-enhancing FLAIR", "Enhancing"),
+            (),
+            {1, 2},
+            "brats-2023",
+        ),
+        (
+            named("necrosis", "edema", "non-enhancing tumor", "enhancing tumor"),
+            (),
+            {1, 2, 3, 4},
+            "brats-2012-2015",
+        ),
+        (named("NCR", "SNFH", "ET", "RC"), (), {1, 3, 4}, "brats-2024-gli"),
+        (named("1", "2", "3"), ("BraTS-GLI-00000-000-seg.nii.gz",), {1, 2, 3}, "brats-2023"),
+        (named("1", "2", "3", "4"), ("BraTS-GLI-0-0-seg.nii.gz",), {3, 4}, "brats-2024-gli"),
+        (named("1", "2", "3", "4"), ("BraTS2021_0_seg.nii.gz",), {1, 4}, "brats-2018-2021"),
+    ],
+)
+def test_the_year_of_brats_is_told_by_names_of_labels_or_files(source, files, present, numbering):
+    paths = [Path(name) for name in files]
+    assert chosen_structures(source, ["brats"], None, present, paths)[0] == numbering
+    every = {label.name: label.value for label in SCHEMES[numbering].labels}
+    regions = chosen_structures(source, [numbering], None, present, paths)[1]
+    assert regions[2].members == (every["enhancing tumour"],)
+
+
+@pytest.mark.parametrize("names", [("mine_seg.nii.gz",), ("BraTS_1-seg.nii", "BraTS_2_seg.nii")])
+def test_the_year_of_brats_is_not_guessed(names):
+    with pytest.raises(ConfigError, match=r"or label names or files' names that tell the year"):
+        chosen_structures(
+            named("a", "b", "c"), ["brats"], None, {1, 2, 3}, [Path(name) for name in names]
+        )
+
+
 def test_a_dicom_seg_is_read_on_the_references_grid(tmp_path):
     grid = Grid((12, 11, 6), np.diag([-1.5, -1.25, 2.0, 1.0]))
     scan = read_dicom_series(small_series(tmp_path / "series", grid))
@@ -189,7 +251,7 @@ def test_a_dicom_seg_is_read_on_the_references_grid(tmp_path):
     back, _, _ = evaluate(order)
     assert [each.values["dice"] for each in back.scores["case"]] == [1.0, 1.0]
     with pytest.raises(
-        FormatError, match="found 1 failures, the first: case, reference: expected at"
+        FormatError, match="found 1 failure, the first: case, reference: expected at"
     ):
         evaluate(EvaluationOrder(seg, seg, labels=index))
 
@@ -306,7 +368,9 @@ def test_evaluations_by_other_rules_or_of_other_cases_are_not_compared(folders):
     (second / "summary.json").write_text((first / "summary.json").read_text())
     with pytest.raises(ConfigError, match="found none of them"):
         compare_evaluations(first, second, Bootstrap())
-    with pytest.raises(ConfigError, match="a folder that `medseg evaluate` wrote"):
+    with pytest.raises(
+        ConfigError, match=r"`medseg evaluate` wrote, with.*, found no such file or folder;"
+    ):
         compare_evaluations(first, second / "none", Bootstrap())
 
 

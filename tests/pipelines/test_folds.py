@@ -1,5 +1,6 @@
 """Cross-validation, and the choice that is made on it."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -180,6 +181,18 @@ def test_the_better_configuration_or_average_is_chosen_and_written_down(tmp_path
         assert card.post_processing == choice.post_processing
     members = find_members(str(tmp_path))
     assert [folder.resolve() for folder in members] == [m.resolve() for m in choice.models]
+
+
+def test_a_structure_that_no_run_finds_is_named_in_a_warning(tmp_path, trained, root):
+    runs, data = [trained / "short"], ["--data", str(root), "-o", str(tmp_path)]
+    choice = choose_ensemble(runs, data_root=root, out=tmp_path, device="cpu")
+    low = {name: value for name, value in choice.dice.items() if name != "mean" and value < 0.3}
+    assert low, "one step teaches nothing"
+    done = CliRunner().invoke(app, ["ensemble", str(runs[0]), *data])
+    assert done.exit_code == 0
+    for name, value in low.items():
+        assert f"warning: {name!r} has a Dice of {value:.3f} on the held-out cases" in done.stderr
+    assert dataclasses.replace(choice, dice={"a": 0.3, "b": math.nan}).warnings == ()
 
 
 def test_an_ensemble_that_lists_nothing_is_refused(tmp_path):

@@ -133,5 +133,5 @@ def test_case_lists_come_as_names_lines_or_a_part_of_a_split(tmp_path):
     assert case_list(str(tmp_path / "list.txt")) == ["a", "b"]
     (tmp_path / "split.json").write_text(json.dumps({"validation": ["c"]}))
     assert case_list(f"{tmp_path / 'split.json'}:validation") == ["c"]
-    with pytest.raises(ConfigError, match="KeyError on reading"):
+    with pytest.raises(ConfigError, match="found a file without 'test': "):
         case_list(f"{tmp_path / 'split.json'}:test")

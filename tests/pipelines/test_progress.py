@@ -63,6 +63,17 @@ def test_notes_are_plain_lines_on_stderr_and_nothing_goes_to_stdout(capsys):
     assert captured.out == ""
 
 
+def test_where_there_are_no_bars_a_line_tells_the_time_left_until_the_last_is_done(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr("pipelines.progress._LINE_EVERY_S", -1.0)
+    with console_listener() as listener:
+        listener.started("reading", 2)
+        listener.advanced("reading", 1)
+        listener.advanced("reading", 2)
+    assert capsys.readouterr().err.splitlines() == ["reading: 1 of 2, about 0 s left"]
+
+
 class Hears(Silent):
     def __init__(self):
         self.calls = []
@@ -118,3 +129,13 @@ def test_outside_the_main_thread_no_signal_handler_is_touched():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+def test_sigterm_counts_as_ctrl_c_where_it_was_asked_for():
+    before = signal.getsignal(signal.SIGTERM)
+    with until_interrupted(Silent(), or_terminated=True) as listener:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert listener.cancelled()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

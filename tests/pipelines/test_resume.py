@@ -1,6 +1,7 @@
 """A run that was broken off goes on as if it had not been."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -13,12 +14,14 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
 from medseg.errors import ConfigError, FormatError
 from medseg.events import Cancelled, Silent
 from medseg.models.folder import load_model
 from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import parse_settings
+from pipelines.cli import app
 from pipelines.train import train, train_from_command
 from tests.tiny_dataset import tiny_settings, write_dataset
 
@@ -139,15 +142,68 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(tmp
     assert [float(loss) for _, loss, _ in losses(folder)] == list(whole.losses)
 
 
-def test_a_run_that_is_over_is_only_judged_again(tmp_path, root):
-    content = tiny_settings(steps=2)
-    first = run(tmp_path / "run", root, content)
-    table = (tmp_path / "run" / "log.csv").read_text()
-    again = run(tmp_path / "run", root, content, resume=True)
-    assert again.losses == ()
-    assert (again.steps, again.dice) == (2, first.dice)
-    assert (tmp_path / "run" / "log.csv").read_text() == table
-    assert again.card.weights_sha256 == first.card.weights_sha256
+def held(folder):
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("budget_s", [None, 2.0])
+def test_a_run_that_is_over_is_left_as_it_is(tmp_path, root, budget_s):
+    folder = tmp_path / "run"
+    first = run(folder, root, tiny_settings(steps=2), budget_s=budget_s)
+    before = held(folder)
+    again = run(folder, tmp_path / "gone", tiny_settings(steps=2), resume=True)
+    assert held(folder) == before
+    assert (again.finished, again.finished_before, again.losses) == (True, True, ())
+    assert (again.steps, again.card) == (first.steps, first.card)
+    assert again.dice == pytest.approx(first.dice, abs=1e-4)
+    assert {case: set(dice) for case, dice in again.per_case.items()} == {
+        case: set(dice) for case, dice in first.per_case.items()
+    }
+
+
+def test_the_command_says_that_a_run_is_over_and_how_to_go_on(tmp_path, root):
+    config = tmp_path / "balls.yaml"
+    config.write_text(yaml.safe_dump(tiny_settings()))
+    words = ["train", str(config), "--data", str(root), "-o", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    before = held(tmp_path / "run")
+    over = CliRunner().invoke(app, ["train", str(tmp_path / "run"), "--resume"])
+    assert (over.exit_code, held(tmp_path / "run")) == (0, before)
+    assert "finished before, nothing was changed: 2 steps" in over.stdout
+    assert "give a larger --budget" in over.stdout
+
+
+def test_a_run_that_is_over_goes_on_if_it_shall_be_longer(tmp_path, root):
+    folder = tmp_path / "run"
+    run(folder, root, tiny_settings(steps=2))
+    longer = run(folder, root, tiny_settings(steps=5), resume=True)
+    assert (longer.steps, len(longer.losses), longer.finished_before) == (5, 3, False)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["steps"] == 5
+    named = run(folder, root, tiny_settings(steps=5), resume=True)
+    assert (named.steps, named.finished_before) == (5, True)
+    with pytest.raises(ConfigError, match=r"training\.steps: expected 5, as the run was begun"):
+        run(folder, root, tiny_settings(steps=3), resume=True)
+
+
+def test_a_run_with_a_budget_goes_on_if_it_gets_a_larger_one(tmp_path, root):
+    folder = tmp_path / "run"
+    first = run(folder, root, tiny_settings(), budget_s=1.0)
+    longer = run(folder, root, tiny_settings(), budget_s=2.0, resume=True)
+    assert longer.steps == first.steps + len(longer.losses) > first.steps
+    assert load_checkpoint(folder / "checkpoints").budget_s == 2.0
+    assert run(folder, root, tiny_settings(), resume=True).finished_before
+
+
+def test_a_budget_that_is_used_up_makes_no_further_step_where_the_judging_was_broken_off(
+    tmp_path, root
+):
+    folder = tmp_path / "run"
+    first = run(folder, root, tiny_settings(), budget_s=2.0)
+    record = json.loads((folder / "run.json").read_text())
+    record["validation_dice"] = record["validation_dice_per_case"] = None
+    (folder / "run.json").write_text(json.dumps(record))
+    again = run(folder, root, tiny_settings(), resume=True)
+    assert (again.losses, again.steps, again.dice) == ((), first.steps, first.dice)
 
 
 def test_a_run_that_was_not_begun_is_begun(tmp_path, root):
@@ -171,8 +227,8 @@ def test_a_budget_goes_on_with_the_time_that_is_left(tmp_path, root):
     part = run(folder, root, tiny_settings(), budget_s=4.0, listener=Stops(3))
     spent = load_checkpoint(folder / "checkpoints").seconds
     assert 0 < spent <= part.training_s
-    with pytest.raises(ConfigError, match=r"budget: expected 4 s, as the run was begun with"):
-        run(folder, root, tiny_settings(), budget_s=60.0, resume=True)
+    with pytest.raises(ConfigError, match=r"budget: expected at least 4 s, as the run was beg"):
+        run(folder, root, tiny_settings(), budget_s=3.0, resume=True)
     rest = run(folder, root, tiny_settings(), resume=True)
     assert rest.finished
     assert 3.0 < rest.training_s < 4.5, "of both parts together"
@@ -228,7 +284,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, broken, root):
     mixed = tmp_path / "mixed"
     shutil.copytree(broken, mixed)
     shutil.copytree(other / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
-    with pytest.raises(ConfigError, match=r"a checkpoint of the run, whose config\.yaml"):
+    with pytest.raises(ConfigError, match=r"a checkpoint of the run, the settings in whose"):
         run(mixed, root, tiny_settings(steps=5), resume=True)
 
 
@@ -265,6 +321,38 @@ def test_the_command_goes_on_with_a_run_named_by_its_folder(tmp_path, root, monk
     result = train_from_command("runs/balls", data=root, device="cpu", resume=True)
     assert result.finished
     assert len(result.losses) == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ((), "runs/nothing: expected the folder of a run, with config.yaml, or a configuration"),
+        ((), "found no such folder; correct the path"),
+        (("notes.txt",), "found one without config.yaml; correct the path"),
+        (("folds.json",), "found a folder of folds; go on with the folds by medseg train CONFIG"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_told_so(tmp_path, monkeypatch, made, words):
+    monkeypatch.chdir(tmp_path)
+    for name in made:
+        (tmp_path / "runs" / "nothing").mkdir(parents=True)
+        (tmp_path / "runs" / "nothing" / name).write_text("{}")
+    result = CliRunner().invoke(app, ["train", "runs/nothing", "--resume"])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "[resume-folder]" in result.stderr
+    assert "one of " not in result.stderr, "no list of configurations"
+
+
+def test_a_run_named_by_its_folder_says_that_it_does_not_know_where_the_data_lie(broken, root):
+    begun = (broken / "config.yaml").read_text()
+    assert yaml.safe_load(begun)["data"]["root"] == "Balls"
+    assert str(root.parent) not in begun
+    lost = CliRunner().invoke(app, ["train", str(broken), "--resume"])
+    assert lost.exit_code == 2
+    words = "found no folder 'Balls' here; a run keeps the name of the dataset's folder and no path"
+    assert words in lost.stderr
+    assert "name it with --data FOLDER [dataset-missing]" in lost.stderr
 
 
 def test_a_wish_to_stop_while_reading_leaves_the_run_as_it_was(broken, root):

@@ -21,7 +21,8 @@ from medseg.models.folder import load_model
 from medseg.models.table import NETWORKS, build_network
 from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import load_settings, parse_settings
-from pipelines.train import train, train_from_command
+from pipelines.train import read_data, train, train_from_command
+from pipelines.training_report import write_training_report
 from tests.tiny_dataset import tiny_settings, write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -225,6 +226,18 @@ def test_a_wish_to_stop_ends_after_the_step_with_a_usable_run(tmp_path, root):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] is False
 
 
+def test_an_interrupted_run_has_a_picture_and_a_report_that_says_so(tmp_path, root):
+    content = tiny_settings(steps=100)
+    result = run(tmp_path / "run", root, content, listener=Stops("training", 2))
+    assert (tmp_path / "run" / "progress.png").read_bytes()[:4] == b"\x89PNG"
+    settings = parse_settings(content, where="run.yaml")
+    page = write_training_report(result, settings, read_data(settings, root)).read_text()
+    assert "This run was interrupted after step 2" in page
+    assert "<h2>Course</h2>" in page
+    assert "Validation Dice by" not in page
+    assert "Worst and best" not in page
+
+
 def test_a_wish_to_stop_while_reading_leaves_no_run_folder(tmp_path, root):
     with pytest.raises(Cancelled):
         run(tmp_path / "run", root, listener=Stops("reading training cases", 1))
@@ -260,6 +273,8 @@ def test_ctrl_c_stops_a_process_after_its_step_with_a_usable_run(tmp_path, root)
     _, card = load_model(folder)
     assert not card.training.finished
     assert card.training.steps == load_checkpoint(folder / "checkpoints").step >= 2
+    assert (folder / "progress.png").is_file()
+    assert f"interrupted after step {card.training.steps}" in (folder / "report.html").read_text()
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(tmp_path, root):

@@ -188,6 +188,37 @@ def test_thick_slices_stay_unpooled_until_voxels_are_cubes() -> None:
     assert note == "revunet halves all axes alike; the thick slices allow it 3 levels"
 
 
+@pytest.mark.parametrize(
+    ("facts", "network", "reason"),
+    [
+        (fingerprint(), "qtseg", "turn within slices: the network is 2D"),
+        (
+            fingerprint([(220, 240, 9)] * 20, [(1.5, 1.5, 10.0)] * 20),
+            "neunet",
+            "turn within slices: slices are thick, 10 mm where voxels are 1.5 mm wide",
+        ),
+        (
+            fingerprint([(96, 96, 16)] * 20, [(1.0, 1.0, 1.0)] * 20),
+            "neunet",
+            "turn within slices: the patch is flat, 16 voxels to ",
+        ),
+        (fingerprint(), "neunet", "turn in space: neither slices nor patch are more than three "),
+    ],
+)
+def test_the_reason_for_turns_within_slices_is_the_one_that_held(facts, network, reason) -> None:
+    plan = planner(facts, network).plan(1e12)
+    assert plan.reasons["training.augmentation.dummy_2d"].startswith(reason)
+    turned = plan.settings.training.augmentation.dummy_2d
+    assert turned == ("never" if reason.startswith("turn in space") else "always")
+
+
+def test_a_place_of_the_dataset_is_called_what_it_is() -> None:
+    for root, words in (("data/Made", "from the current directory"), ("/data", "a place on this")):
+        made = Planner(fingerprint(), "neunet", "cpu", replace(DATA, root=root))
+        made.estimate = lambda position: 1000
+        assert made.plan(1e12).reasons["data.root"].startswith(words)
+
+
 @settings(max_examples=30, deadline=None)
 @given(SHAPES, SPACINGS, NAMES, PLACES, st.floats(1e4, 1e9), st.floats(1, 50))
 def test_more_memory_never_gives_a_smaller_window_or_batch(

@@ -48,6 +48,7 @@ class _Row:
     images: tuple[str, ...]
     label: str
     split: str
+    place: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,11 @@ def _list_file(root: Path) -> Path | None:
 def _read_csv(path: Path) -> _Content:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        lines = list(csv.DictReader(text.splitlines(), strict=True))
+        reader = csv.DictReader(text.splitlines(), strict=True)
+        numbers, lines = [], []
+        for line in reader:
+            numbers.append(reader.line_num)
+            lines.append(line)
     except (UnicodeDecodeError, csv.Error):
         damaged(path, expected="a CSV file with a heading", found="text that cannot be parsed")
     heading = [name for name in (lines[0] if lines else {}) if name is not None]
@@ -144,8 +149,9 @@ def _read_csv(path: Path) -> _Content:
             images=tuple((line[name] or "").strip() for name in columns),
             label=(line["label"] or "").strip(),
             split=(line.get("split") or "").strip(),
+            place=f"of line {number}",
         )
-        for line in lines
+        for number, line in zip(numbers, lines, strict=True)
     )
     labels = path.parent / _LABELS_NAME
     return _Content(
@@ -185,7 +191,7 @@ def _read_yaml(path: Path) -> _Content:
         licence=str(content.get("licence", "unknown")),
         channels=tuple(str(channel) for channel in channels),
         scheme=_scheme(path, name, content.get("labels")),
-        rows=tuple(_yaml_row(path, case) for case in cases),
+        rows=tuple(_yaml_row(path, case, number) for number, case in enumerate(cases, start=1)),
     )
 
 
@@ -205,7 +211,7 @@ def _scheme(path: Path, name: str, labels: Any) -> LabelScheme | None:  # noqa: 
     return LabelScheme.plain(name, {value: str(label) for value, label in labels.items()})
 
 
-def _yaml_row(path: Path, case: Any) -> _Row:  # noqa: ANN401 - parsed YAML
+def _yaml_row(path: Path, case: Any, number: int) -> _Row:  # noqa: ANN401 - parsed YAML
     if not isinstance(case, Mapping) or not {"images", "label"} <= set(case):
         damaged(path, expected="cases with images and label", found=kind_of(case))
     strangers = sorted(str(key) for key in set(case) - set(_KEYS))
@@ -213,12 +219,17 @@ def _yaml_row(path: Path, case: Any) -> _Row:  # noqa: ANN401 - parsed YAML
         damaged(path, expected=one_of(strangers[0], _KEYS), found=f"the key {strangers[0]!r}")
     images = case["images"] if isinstance(case["images"], list) else [case["images"]]
     return _Row(
-        id=str(case.get("id", "")),
-        patient=str(case.get("patient", "")),
-        images=tuple(str(image) for image in images),
-        label=str(case["label"]),
-        split=str(case.get("split", "")),
+        id=_told(case.get("id")),
+        patient=_told(case.get("patient")),
+        images=tuple(_told(image) for image in images),
+        label=_told(case["label"]),
+        split=_told(case.get("split")),
+        place=f"of entry {number}",
     )
+
+
+def _told(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _cases(
@@ -229,7 +240,7 @@ def _cases(
     parts: dict[str, list[str]] = {}
     seen: set[str] = set()
     for row in content.rows:
-        name = row.id or file_stem(Path(row.label))
+        name = row.id or (file_stem(Path(row.label)) if row.label else row.place)
         if name in seen:
             damaged(path, expected="every case once", found=f"{name!r} again")
         seen.add(name)
@@ -259,7 +270,8 @@ def _missing(
         expected, found = f"an image for each of the {len(channels)} channels", f"{given}"
         code = "modality-missing"
     elif not row.label or not label.exists():
-        expected, found, code = "an existing label map", "no such file", "label-missing"
+        found = "no such file" if row.label else "no path of one"
+        expected, code = "an existing label map", "label-missing"
     elif not all(image.exists() for image in images):
         expected, found, code = "existing images", "no such file", "dataset-file-missing"
     else:

@@ -20,6 +20,8 @@ from medseg.errors import one_of
 
 __all__ = ["LAYOUTS", "Layout", "detect_layout", "list_cases"]
 
+_FOLDERS = 50
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -68,9 +70,7 @@ def detect_layout(root: Path) -> str:
             remedy="give the folder of the dataset, with --data or as data.root",
             code="dataset-missing",
         )
-    found = [
-        name for name, layout in LAYOUTS.items() if name != "dicom" and layout.recognises(root)
-    ] or [name for name in ("dicom",) if LAYOUTS[name].recognises(root)]
+    found = _looked_for(root) or [name for name in ("dicom",) if LAYOUTS[name].recognises(root)]
     if len(found) != 1:
         _refuse_detection(root, found)
     return found[0]
@@ -83,7 +83,8 @@ def _refuse_detection(root: Path, found: Sequence[str]) -> NoReturn:
         found=f"what could be {' or '.join(found)}" if found else "none that is known",
         remedy="name its layout, with --layout or as data.layout"
         if found
-        else "give the folder that holds the cases, or list their paths in a CSV file",
+        else _below(root)
+        or "give the folder that holds the cases, or list their paths in a CSV file",
         code="layout-ambiguous" if found else "layout-unknown",
     )
 
@@ -98,7 +99,8 @@ def list_cases(root: Path, layout: str = "auto", scheme: str | None = None) -> L
             does not say it, or another than its own is wanted.
 
     Raises:
-        ConfigError: ``layout-unknown`` and those of :func:`detect_layout`; see each layout.
+        ConfigError: ``layout-unknown`` and those of :func:`detect_layout`; ``dataset-empty``; see
+            each layout.
         FormatError: If an index file is damaged.
     """
     if layout != "auto" and layout not in LAYOUTS:
@@ -118,4 +120,35 @@ def list_cases(root: Path, layout: str = "auto", scheme: str | None = None) -> L
             remedy="give the folder of the dataset, with --data or as data.root",
             code="dataset-missing",
         )
-    return LAYOUTS[chosen].cases(root, scheme)
+    listing = LAYOUTS[chosen].cases(root, scheme)
+    if not listing.cases and not listing.problems:
+        _refuse_empty(root, chosen)
+    return listing
+
+
+def _refuse_empty(root: Path, layout: str) -> NoReturn:
+    others = [name for name in _looked_for(root) if name != layout]
+    refuse(
+        root,
+        expected=f"at least one labelled case in the layout {layout!r}",
+        found=f"none, but what looks like {' or '.join(others)}" if others else "none",
+        remedy="name that layout, with --layout or as data.layout"
+        if others
+        else _below(root) or "check the folder, or name another layout",
+        code="dataset-empty",
+    )
+
+
+def _looked_for(root: Path) -> list[str]:
+    """The layouts that a folder looks like; DICOM, which means opening files, is left out."""
+    return [name for name, one in LAYOUTS.items() if name != "dicom" and one.recognises(root)]
+
+
+def _below(root: Path) -> str:
+    """A remedy that names a folder within, if one looks like a dataset."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    for folder in folders[:_FOLDERS]:
+        found = _looked_for(folder)
+        if found:
+            return f"give its folder {folder.name!r}, which looks like {' or '.join(found)}"
+    return ""

@@ -1,0 +1,297 @@
+"""A batch run is killed at random moments and goes on: are the results those of one left alone?
+
+Each trial starts the command on the same studies, kills its process (SIGKILL) at a random moment
+(within the time that one case takes, after a random number of cases), and gives the same command
+again. Then every file of every case must equal that of a run nobody
+disturbed, byte for byte; of a DICOM SEG all elements but dates and times, of a report all but
+seconds and memory. Among the studies are broken ones, each of another kind: each must have its one
+reason code, and all good ones must be done. The script fails if anything differs.
+
+The command runs in forked copies of one process that has loaded all libraries, so that kills meet
+work and not the loading.
+
+    python -m benchmarks.faults [--kills 30] [--cases 6] [--jobs 2] [--seed 0] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.batch import EXTENT, write_studies, write_tiny_model
+from medseg.core import Grid, Volume
+from medseg.io.dicom_export import write_dicom_series
+from medseg.io.nifti import write_nifti_volume
+
+__all__ = ["BROKEN", "differences", "main", "run_trials", "write_broken"]
+
+_TIMES = re.compile(r"(Creation|Content|Series|Contribution)(Date|Time|DateTime)$")
+_OF_THE_RUN = re.compile(r"(ledger\.sqlite.*|index.*\.html|cohort.*\.csv)")
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def _voxels(seed: int = 99) -> npt.NDArray[np.float32]:
+    shape = (EXTENT, EXTENT, EXTENT)
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+
+
+def _nifti(path: Path, data: npt.NDArray[Any]) -> None:
+    i, j, k = data.shape
+    write_nifti_volume(Volume(data[None], Grid((i, j, k), np.eye(4))), path)
+
+
+def _not_finite(path: Path) -> None:
+    data = _voxels()
+    data[3, 4, 5] = np.nan
+    _nifti(path, data)
+
+
+def _truncated(path: Path) -> None:
+    _nifti(path, _voxels())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _labels(path: Path) -> None:
+    data = np.zeros((EXTENT, EXTENT, EXTENT), dtype=np.uint8)
+    data[5:9, 5:9, 5:9], data[10:12, 5:9, 5:9] = 1, 2
+    _nifti(path, data)
+
+
+def _gap(path: Path) -> None:
+    write_dicom_series(Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS)), path, modality="MR")
+    sorted(path.iterdir())[EXTENT // 2].unlink()
+
+
+BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "file-empty": ("empty.nii", lambda path: path.write_bytes(b"")),
+    "file-truncated": ("truncated.nii.gz", _truncated),
+    "not-an-image": ("text.nii.gz", lambda path: path.write_bytes(gzip.compress(b"text " * 99))),
+    "voxels-not-finite": ("nan.nii", _not_finite),
+    "image-constant": ("constant.nii", lambda path: _nifti(path, 0 * _voxels() + 7)),
+    "image-one-slice": ("slice.nii", lambda path: _nifti(path, _voxels()[:, :, :1])),
+    "image-too-small": ("small.nii", lambda path: _nifti(path, _voxels()[:, :, :5])),
+    "label-as-image": ("labels.nii", _labels),
+    "slice-gap": ("gap", _gap),
+}
+"""Reason code to the name of a broken study and what makes it."""
+
+
+def write_broken(folder: Path) -> None:
+    """Write one study of every broken kind."""
+    for name, make in BROKEN.values():
+        make(folder / name)
+
+
+def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) -> dict[str, Any]:
+    """Run undisturbed once, then killed and continued, and compare.
+
+    Returns:
+        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``codes``.
+
+    Raises:
+        RuntimeError: If a result differs, or a case has another state or code than it should.
+    """
+    _load_libraries()
+    data, model = folder / "data", write_tiny_model(folder / "model")
+    write_studies(data, cases)
+    series = Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS))
+    write_dicom_series(series, data / "series", modality="MR")
+    write_broken(data)
+    options = ["--precision", "fp32", "--device", "cpu", "--threads", "1", "--names", "input"]
+    words = [str(data), "-m", str(model), *options, "--preview", "--jobs", str(jobs)]
+    whole = folder / "undisturbed"
+    clock = time.perf_counter()
+    _finish(words, whole)
+    took = time.perf_counter() - clock
+    codes = _check_states(whole, cases + 1)
+    chance = random.Random(seed)  # noqa: S311 - moments, not secrets
+    trials = []
+    for number in range(kills):
+        out = folder / f"trial{number}"
+        after = chance.randrange(cases + 1)
+        moment = chance.uniform(0, took / (cases + 1))
+        was_killed = _kill(words, out, after, moment)
+        done = sum(1 for _ in out.glob("*_report.json")) if out.exists() else 0
+        left = sum(1 for path in out.iterdir() if ".tmp" in path.name) if out.exists() else 0
+        _finish(words, out)
+        found = differences(whole, out)
+        if found or _check_states(out, cases + 1) != codes:
+            raise RuntimeError(f"killed with {done} cases done, results differ: {found[:5]}")
+        trials.append({"killed": was_killed, "done": done, "half_written": left})
+    return {"trials": trials, "undisturbed_seconds": took, "codes": codes}
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Names of files that only one of two output folders has, or that differ where they may not."""
+    names = [
+        {path.name for path in folder.iterdir() if not _OF_THE_RUN.fullmatch(path.name)}
+        for folder in (one, other)
+    ]
+    differing = sorted(names[0] ^ names[1])
+    for name in sorted(names[0] & names[1]):
+        if _comparable(one / name) != _comparable(other / name):
+            differing.append(name)
+    if _cohort(one) != _cohort(other):
+        differing.append("cohort.csv")
+    return differing
+
+
+def _comparable(path: Path) -> Any:  # noqa: ANN401 - only compared
+    if path.is_dir():
+        return sorted(one.name for one in path.iterdir())
+    content = path.read_bytes()
+    if path.name.endswith("_report.json"):
+        report = json.loads(content)
+        for name in ("seconds", "memory"):
+            del report[name]
+        # the SEG carries times, so its hash differs; it is compared itself
+        report["files"].pop("dicom_seg", None)
+        return report
+    if path.suffix == ".dcm":
+        return _without_times(content)
+    return content
+
+
+def _without_times(content: bytes) -> Any:  # noqa: ANN401 - only compared
+    from pydicom import dcmread  # noqa: PLC0415
+    from pydicom.datadict import keyword_for_tag  # noqa: PLC0415
+
+    def plain(elements: dict[str, Any]) -> dict[str, Any]:
+        kept = {}
+        for tag, element in elements.items():
+            if _TIMES.search(keyword_for_tag(tag) or ""):
+                continue
+            items = element.get("Value", []) if element["vr"] == "SQ" else None
+            kept[tag] = element if items is None else [plain(item) for item in items]
+        return kept
+
+    dataset = dcmread(io.BytesIO(content))
+    return plain(dataset.to_json_dict()), plain(dataset.file_meta.to_json_dict())
+
+
+def _cohort(folder: Path) -> list[dict[str, str]]:
+    with (folder / "cohort.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        del row["seconds"], row["attempts"]
+    return rows
+
+
+def _check_states(out: Path, good: int) -> dict[str, str]:
+    rows = _cohort(out)
+    codes = {row["case"]: row["code"] for row in rows if row["state"] != "done"}
+    expected = {re.sub(r"\..*", "", name): code for code, (name, _) in BROKEN.items()}
+    if codes != expected:
+        raise RuntimeError(f"expected the codes {expected}, found {codes}")
+    if sum(row["state"] == "done" for row in rows) != good:
+        raise RuntimeError(f"not all {good} good cases are done")
+    return codes
+
+
+def _load_libraries() -> None:
+    import highdicom  # noqa: F401, PLC0415
+    import SimpleITK  # noqa: F401, PLC0415
+    import torch  # noqa: PLC0415
+
+    import medseg.studies.preview  # noqa: F401, PLC0415
+    import pipelines.cli  # noqa: PLC0415
+    import pipelines.cohort  # noqa: PLC0415
+    import pipelines.share  # noqa: F401, PLC0415
+
+    torch.set_num_threads(1)  # threads do not live on in a fork
+
+
+def _command(words: Sequence[str], out: Path) -> None:
+    """In the forked process: the command, silent."""
+    from pipelines.cli import app  # noqa: PLC0415
+
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    code = 1
+    with suppress(SystemExit):
+        code = app(["predict", *words, "-o", str(out)], standalone_mode=False) or 0
+    os._exit(int(code))
+
+
+def _start(words: Sequence[str], out: Path) -> Any:  # noqa: ANN401 - a process of multiprocessing
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(words, out))
+    process.start()
+    return process
+
+
+def _finish(words: Sequence[str], out: Path) -> None:
+    with closing(_start(words, out)) as process:
+        process.join()
+        if process.exitcode != 1:  # some cases are broken
+            raise RuntimeError(f"expected exit code 1, found {process.exitcode}")
+
+
+def _kill(words: Sequence[str], out: Path, cases: int, seconds: float) -> bool:
+    with closing(_start(words, out)) as process:
+        while process.exitcode is None and len(list(out.glob("*_report.json"))) < cases:
+            process.join(0.002)
+        process.join(seconds)
+        was_alive = process.exitcode is None
+        if was_alive:
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        return was_alive
+
+
+def main() -> None:
+    """Run the campaign and print what happened."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--cases", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            told = run_trials(
+                Path(folder),
+                kills=arguments.kills,
+                cases=arguments.cases,
+                jobs=arguments.jobs,
+                seed=arguments.seed,
+            )
+        except RuntimeError as error:
+            print(f"failed: {error}")
+            sys.exit(1)
+    for trial in told["trials"]:
+        print(
+            f"{'killed' if trial['killed'] else 'ended before it was killed'} with "
+            f"{trial['done']} cases done and {trial['half_written']} files half written: the same "
+            "results after going on"
+        )
+    killed = sum(trial["killed"] for trial in told["trials"])
+    print(
+        f"{killed} of {len(told['trials'])} runs were killed at work; {arguments.cases + 1} good "
+        f"cases done and {len(told['codes'])} broken ones named in every one"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
