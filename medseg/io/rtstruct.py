@@ -410,8 +410,7 @@ def _add_contours(
 
     # enough digits for a thousandth of a voxel, and for 0.001 mm
     decimals = max(3, 3 + ceil(-log10(min(labels.grid.spacing_mm))))
-    frames: Sequence[int] | None = getattr(source, "frame_numbers", None)
-    made_up: frozenset[int] = getattr(source, "made_up_k", frozenset())
+    frames = source.frame_numbers
     boxes = find_objects(labels.data_ijk) if wanted else []
     for label, roi in zip(wanted, dataset.ROIContourSequence, strict=False):
         box = boxes[label.value - 1]
@@ -421,7 +420,7 @@ def _add_contours(
             place = box[2].start + k
             for polygon in trace_mask(inside[:, :, k]):
                 item = Item()
-                if place not in made_up:  # else no image lies in the plane of the contour
+                if place not in source.made_up_k:  # else no image lies in the plane of the contour
                     frame = frames[place] if frames else None
                     item.ContourImageSequence = [_reference(headers[place], frame)]
                 item.ContourGeometricType = "CLOSED_PLANAR"

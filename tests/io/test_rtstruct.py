@@ -2,7 +2,7 @@ import copy
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,9 @@ from medseg.io.rtstruct import check_rtstruct, write_rtstruct
 from medseg.io.rtstruct_labels import read_roi_scheme, read_rtstruct
 from medseg.io.rtstruct_reading import Contour, read_structure_set
 from medseg.io.rtstruct_voxels import roi_mask
-from medseg.io.scan import DicomSource
+from tests.dicom_variants import tilted_series
 from tests.grids import grids, rotation
-from tests.series import ramp, small_series, spoil, spoil_all
+from tests.series import AXIAL, ramp, small_series, spoil, spoil_all
 from tests.structure_sets import GRID, MODEL, SCHEME, box_roi
 
 DATA = "07_dicom_ct_rtstruct"
@@ -339,21 +339,13 @@ def test_types_and_provenance_are_as_asked(rt_case):
     assert "ROIGenerationDescription" not in dcmread(path).StructureSetROISequence[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Frames(DicomSource):
-    """A series in one multi-frame object, one slice of which was interpolated."""
-
-    frame_numbers: tuple[int, ...] | None = None
-    made_up_k: frozenset[int] = frozenset()
-
-
 def test_contours_refer_to_frames_and_not_to_slices_that_no_image_holds(rt_case):
     source, labels, path = rt_case
     headers = [copy.deepcopy(header) for header in source.datasets]
     for header in headers:
         header.SOPInstanceUID = headers[0].SOPInstanceUID
-    framed = Frames(
-        source.folder, tuple(headers), source.affine_lps, (6, 5, 4, 3, 2, 1), frozenset({2})
+    framed = replace(
+        source, datasets=tuple(headers), frame_numbers=(6, 5, 4, 3, 2, 1), made_up_k=frozenset({2})
     )
     write_rtstruct(labels, path, framed, algorithm=MODEL)
     rt = dcmread(path)
@@ -363,6 +355,22 @@ def test_contours_refer_to_frames_and_not_to_slices_that_no_image_holds(rt_case)
     liver = rt.ROIContourSequence[0].ContourSequence
     referred = [one.get("ContourImageSequence") for one in liver]
     assert [each and each[0].ReferencedFrameNumber for each in referred] == [5, None, 3, 2]
+
+
+def test_contours_of_a_tilted_stack_lie_in_the_planes_of_its_images(tmp_path):
+    scan = read_dicom_series(tilted_series(tmp_path / "series", AXIAL, (0, 0.7, 0)))
+    data = np.zeros(scan.volume.grid.shape_ijk, dtype=np.uint8)
+    data[1:4, 1:4] = 1
+    data[2, 2, 1] = 0
+    scheme = LabelScheme.plain("one", {1: "block"})
+    labels = LabelMap(data, scan.volume.grid, scheme)
+    write_rtstruct(labels, tmp_path / "rt.dcm", scan.source, algorithm=MODEL)
+    found, _ = read_rtstruct(tmp_path / "rt.dcm", scheme, scan.volume.grid)
+    assert np.array_equal(found.data_ijk, data)
+    (roi,) = read_structure_set(tmp_path / "rt.dcm").rois
+    first, last = roi.contours[0].points_ras, roi.contours[-1].points_ras
+    # of slices 3 apart, each 0.7 mm further to the back
+    assert np.allclose(last.mean(axis=0) - first.mean(axis=0), [0, -3 * 0.7, 3 * 2.0], atol=1e-3)
 
 
 def test_nothing_found_becomes_regions_without_contours(rt_case):
