@@ -19,8 +19,12 @@ with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
 # How long an example takes says how busy the machine is, not whether a law holds.
+# where nobody is there to look at a new example, the examples are the same every time
 hypothesis.settings.register_profile(
-    "medseg", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "medseg",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("medseg")
 

@@ -201,7 +201,6 @@ def is_dicom_file(path: Path) -> bool:
 def study_uid(folder: Path) -> str | None:
     """StudyInstanceUID of the first DICOM file that lies directly in a folder; None if unknown."""
     import pydicom  # noqa: PLC0415 - costs half a second
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
 
     for path in sorted(folder.iterdir()):
         if path.is_file() and is_dicom_file(path):
@@ -209,9 +208,9 @@ def study_uid(folder: Path) -> str | None:
                 header = pydicom.dcmread(
                     path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]
                 )
-            except (OSError, InvalidDicomError, ValueError, KeyError):
+                return str(header.get("StudyInstanceUID") or "") or None
+            except Exception:  # a damaged header fails in many ways; reading the case tells
                 return None
-            return str(header.get("StudyInstanceUID") or "") or None
     return None
 
 

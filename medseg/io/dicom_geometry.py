@@ -223,7 +223,7 @@ def numbers_of(
         value = header.get(keyword)
         listed = () if value is None or value == "" else tuple(np.atleast_1d(np.asarray(value)))
         values = np.array([float(item) for item in listed], dtype=np.float64)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except Exception as error:  # an element that cannot be decoded fails in many ways
         raise FormatError(
             where,
             expected=f"{count} numbers in {tag}",

@@ -56,9 +56,9 @@ def read_pixels(
             _settle_bits(frame, header.dataset, where, name)
             for frame, name in zip(frames, names, strict=True)
         ]
-    except MedsegError:
+    except (MedsegError, MemoryError):
         raise
-    except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError) as error:
+    except Exception as error:  # an element that cannot be decoded fails in many ways
         raise _pixels_error(
             where,
             f"rows, columns or bits that are no numbers in {header.file.name}",

@@ -87,7 +87,7 @@ def _philips(first: Dataset, where: str) -> tuple[float, str]:
             value = element.value
             text = value.decode("ascii").strip(" \0") if isinstance(value, bytes) else value
             factor = float(text)
-        except (UnicodeDecodeError, TypeError, ValueError):
+        except Exception:  # an element that cannot be decoded fails in many ways
             factor = 0.0
         if math.isfinite(factor) and factor > 0:
             return factor, "PET values are SUV by body weight, by Philips' scale factor"

@@ -31,12 +31,19 @@ def read_or_refuse(path):
     assert np.isfinite(volume.grid.affine_ras).all()
 
 
+class Forms(dict):
+    """By name; hypothesis shows what a failing test was given, and bytes tell nobody anything."""
+
+    def __repr__(self):
+        return f"Forms({', '.join(self)})"
+
+
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
     """Bytes of slices in several encodings, and of a zip."""
     folder = tmp_path_factory.mktemp("fuzz")
     plain = small_series(folder / "plain", SMALL)
-    found = {"plain": [path.read_bytes() for path in sorted(plain.iterdir())]}
+    found = Forms(plain=[path.read_bytes() for path in sorted(plain.iterdir())])
     with quiet_dicom():
         for name, syntax in (("rle", RLELossless), ("j2k", JPEG2000Lossless)):
             (folder / name).mkdir()
