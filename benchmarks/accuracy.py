@@ -30,25 +30,18 @@ that the rows can be run one by one; the table shows every row that is there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from benchmarks.training import write_nnunet_raw
+from benchmarks.nnunet import run_nnunet
 from medseg.atomic import write_text
 from medseg.core import LabelMap, LabelScheme
 from medseg.data.case import Case, read_labelled
@@ -66,7 +59,6 @@ from pipelines.tables import print_table
 from pipelines.train import read_data, train_from_command
 
 FILE = "accuracy.json"
-_ERROR_WORDS = 2000
 
 
 @dataclass(frozen=True)
@@ -122,34 +114,13 @@ class Result:
     hd95_mm: dict[str, float]
 
 
-# nnU-Net's side, run by its own Python: folder, seconds, threads, processes for loading
-_NNUNET = """
-import json, os, sys, time
-from pathlib import Path
-place, budget_s, threads = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-for name in ("raw", "preprocessed", "results"):
-    os.environ["nnUNet_" + name] = str(place / name)
-os.environ["nnUNet_n_proc_DA"] = sys.argv[4]
-os.environ["nnUNet_compile"] = "f"
-os.environ["nnUNet_def_n_proc"] = sys.argv[3]
-import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprints, plan_experiments, preprocess)
-if __name__ == "__main__":
-    torch.set_num_threads(threads)
-    extract_fingerprints([1], num_processes=threads, check_dataset_integrity=False, verbose=False)
-    plan_experiments([1])
-    base = next((place / "preprocessed").iterdir())
-    plans = json.loads((base / "nnUNetPlans.json").read_text())
-    preprocess([1], "nnUNetPlans", ("3d_fullres",), (threads,), False)
-    (base / "splits_final.json").write_text((place / "split.json").read_text())
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    plans["continue_training"] = False
-    trainer = nnUNetTrainer(plans, "3d_fullres", 0, json.loads((base / "dataset.json").read_text()),
-                            device=torch.device("cpu"))
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    steps, rate = 0, trainer.initial_lr
+# nnU-Net's side: the same cases are held out, and its validation's predictions are judged
+_PARTS = """
+def before_preparing(plan, base, job):
+    (base / "splits_final.json").write_text(json.dumps(job["split"]))
+
+def train(trainer, job):
+    steps, rate, budget_s = 0, trainer.initial_lr, job["budget_s"]
     began = time.perf_counter()
     while (spent := time.perf_counter() - began) < budget_s:
         for group in trainer.optimizer.param_groups:
@@ -162,13 +133,11 @@ if __name__ == "__main__":
             loader._finish()
     with torch.no_grad():
         trainer.perform_actual_validation(False)
-    weights = sum(weight.numel() for weight in trainer.network.parameters())
     plan = trainer.configuration_manager
-    (place / "made.json").write_text(json.dumps({
-        "steps": steps, "seconds": spent, "weights": weights, "batch": plan.batch_size,
+    return {
+        "steps": steps, "seconds": spent, "batch": plan.batch_size,
         "patch": [int(n) for n in plan.patch_size],
-        "predictions": str(Path(trainer.output_folder) / "validation")}))
-    os._exit(0)
+        "predictions": str(Path(trainer.output_folder) / "validation")}
 """
 
 
@@ -200,19 +169,15 @@ def our_result(row: Row, data: Path, budget: str, run: Path) -> Result:
     )
 
 
-def their_result(row: Row, data: Path, budget: str, run: Path, python: Path) -> Result:
+def their_result(row: Row, data: Path, budget: str, python: Path) -> Result:
     """Train with nnU-Net and judge what it predicts in its validation."""
     settings: RunSettings = load_settings(find_config(row.config))
     cases = read_data(settings, data)
-    run.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        write_nnunet_raw(data, place / "raw" / "Dataset001_Benchmark")
-        for name in ("preprocessed", "results"):
-            (place / name).mkdir()
         split = [{"train": _stems(cases.train), "val": _stems(cases.validation)}]
-        (place / "split.json").write_text(json.dumps(split), encoding="utf-8")
-        made = _run_nnunet(python, place, parse_duration(budget), run)
+        job = {"split": split, "budget_s": parse_duration(budget)}
+        made = run_nnunet(python, data, place, parts=_PARTS, job=job)
         folder = Path(made["predictions"])
         scheme = settings.scheme()
 
@@ -262,31 +227,6 @@ def _means(values: dict[str, list[float]]) -> dict[str, float]:
 
 def _stems(cases: Iterable[Case]) -> list[str]:
     return [Path(case.label).name.removesuffix(".nii.gz") for case in cases]
-
-
-def _run_nnunet(python: Path, place: Path, budget_s: float, run: Path) -> dict[str, Any]:
-    script = place / "nnunet_side.py"
-    script.write_text(_NNUNET, encoding="utf-8")
-    threads = str(torch.get_num_threads())
-    said = run / "nnunet_said.txt"
-    with said.open("w", encoding="utf-8") as words:
-        done = subprocess.Popen(
-            [str(python), str(script), str(place), str(budget_s), threads, "2"],
-            stdout=words,
-            stderr=words,
-            env={**os.environ, "PYTHONPATH": ""},
-            start_new_session=True,
-        )
-        try:
-            done.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(done.pid, signal.SIGKILL)  # its loaders go on without it
-    if not (place / "made.json").is_file():
-        print(said.read_text(encoding="utf-8")[-_ERROR_WORDS:], file=sys.stderr)
-        raise SystemExit(f"nnU-Net did not train: it ended with {done.returncode}")
-    content: dict[str, Any] = json.loads((place / "made.json").read_text(encoding="utf-8"))
-    return content
 
 
 def show(results: dict[str, Result]) -> None:
@@ -366,7 +306,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> None:
     data = getattr(arguments, row.data)
     budget = arguments.budget or row.budget
     if name == "nnunet":
-        result = their_result(row, data, budget, folder, arguments.nnunet_python)
+        result = their_result(row, data, budget, arguments.nnunet_python)
     else:
         if folder.is_dir():
             shutil.rmtree(folder)

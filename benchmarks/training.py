@@ -25,11 +25,7 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.nnunet import run_nnunet
 from medseg.core import Grid, Volume
 from medseg.data.datalist import read_datalist
 from medseg.events import Silent
@@ -58,50 +55,24 @@ from medseg.training.transforms import ReadCase, plain_tensors, training_transfo
 from pipelines.tables import print_table
 
 _WARM_STEPS = 2
-_ERROR_WORDS = 2000
 
-# nnU-Net's side, run by its own Python with the folder of a raw dataset and the number of steps
-_NNUNET = """
-import json, os, sys, time
-from pathlib import Path
-place, steps, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-for name in ("raw", "preprocessed", "results"):
-    os.environ["nnUNet_" + name] = str(place / name)
-os.environ["nnUNet_n_proc_DA"] = sys.argv[4]
-os.environ["nnUNet_compile"] = "f"
-import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprints, plan_experiments, preprocess)
-if __name__ == "__main__":
-    torch.set_num_threads(threads)
-    extract_fingerprints([1], num_processes=threads, check_dataset_integrity=False, verbose=False)
-    plan_experiments([1])
-    base = next((place / "preprocessed").iterdir())
-    file = base / "nnUNetPlans.json"
-    plans, job = json.loads(file.read_text()), json.loads((place / "job.json").read_text())
-    plan, stages = plans["configurations"]["3d_fullres"], len(job["widths"])
+# nnU-Net's side: its plan gets the network and patch of the job, and steps are timed
+_PARTS = """
+def before_preparing(plan, base, job):
+    stages = len(job["widths"])
     plan["patch_size"], plan["batch_size"] = job["patch_ijk"], job["batch_size"]
     plan["architecture"]["arch_kwargs"].update(
         n_stages=stages, features_per_stage=job["widths"], strides=job["strides"],
         kernel_sizes=job["kernels"], n_conv_per_stage=[2] * stages,
         n_conv_per_stage_decoder=[2] * (stages - 1))
-    file.write_text(json.dumps(plans))
-    preprocess([1], "nnUNetPlans", ("3d_fullres",), (threads,), False)
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    plans["continue_training"] = False
-    trainer = nnUNetTrainer(plans, "3d_fullres", 0, json.loads((base / "dataset.json").read_text()),
-                            device=torch.device("cpu"))
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
+
+def train(trainer, job):
     times = []
-    for _ in range(steps):
+    for _ in range(job["all_steps"]):
         began = time.perf_counter()
         trainer.train_step(next(trainer.dataloader_train))
         times.append(time.perf_counter() - began)
-    weights = sum(weight.numel() for weight in trainer.network.parameters())
-    Path(place / "times.json").write_text(json.dumps(
-        {"seconds": times, "weights": weights}))
-    os._exit(0)  # its loaders would wait for their processes
+    return {"seconds": times}
 """
 
 
@@ -289,49 +260,9 @@ def our_side(job: Job, data: Path) -> Figures:
 
 def their_side(python: Path, job: Job, data: Path, place: Path, workers: int) -> Figures:
     """Steps of nnU-Net's trainer in its own environment."""
-    (place / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-    write_nnunet_raw(data, place / "raw" / "Dataset001_Benchmark")
-    for name in ("preprocessed", "results"):
-        (place / name).mkdir(exist_ok=True)
-    script = place / "nnunet_side.py"
-    script.write_text(_NNUNET, encoding="utf-8")
-    threads = str(torch.get_num_threads())
-    steps = str(_WARM_STEPS + job.steps)
-    said = place / "nnunet_said.txt"
-    with said.open("w", encoding="utf-8") as errors:
-        done = subprocess.Popen(
-            [str(python), str(script), str(place), steps, threads, str(workers)],
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env={**os.environ, "PYTHONPATH": ""},
-            start_new_session=True,
-        )
-        done.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(done.pid, signal.SIGKILL)  # its loaders go on without it
-    if not (place / "times.json").is_file():
-        print(said.read_text(encoding="utf-8")[-_ERROR_WORDS:], file=sys.stderr)
-        raise SystemExit(f"nnU-Net did not train: it ended with {done.returncode}")
-    content = json.loads((place / "times.json").read_text(encoding="utf-8"))
-    return Figures("nnU-Net", tuple(content["seconds"][_WARM_STEPS:]), content["weights"])
-
-
-def write_nnunet_raw(data: Path, raw: Path) -> None:
-    """The dataset in nnU-Net's own layout: the same files under other names."""
-    index = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
-    for folder in ("imagesTr", "labelsTr"):
-        (raw / folder).mkdir(parents=True, exist_ok=True)
-    for entry in index["training"]:
-        name = Path(entry["label"]).name.removesuffix(".nii.gz")
-        shutil.copyfile(data / entry["image"], raw / "imagesTr" / f"{name}_0000.nii.gz")
-        shutil.copyfile(data / entry["label"], raw / "labelsTr" / f"{name}.nii.gz")
-    content = {
-        "channel_names": {"0": "MRI"},
-        "labels": {name: int(value) for value, name in index["labels"].items()},
-        "numTraining": len(index["training"]),
-        "file_ending": ".nii.gz",
-    }
-    (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    content = {**asdict(job), "all_steps": _WARM_STEPS + job.steps}
+    made = run_nnunet(python, data, place, parts=_PARTS, job=content, workers=workers)
+    return Figures("nnU-Net", tuple(made["seconds"][_WARM_STEPS:]), made["weights"])
 
 
 def made_cases(folder: Path, shape: tuple[int, int, int], cases: int = 12) -> Path:

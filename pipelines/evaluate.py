@@ -56,6 +56,7 @@ _PICTURES = 12
 _WORTH_PROCESSES_S = 10.0
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+ImageOf = Callable[[str], Volume | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def write_evaluation(
     scheme: LabelScheme,
     out: Path,
     *,
-    images: Path | None = None,
+    images: Path | ImageOf | None = None,
     overwrite: bool = False,
 ) -> dict[str, Path]:
     """Write the table of cases, the page and, last, the summary.
@@ -184,7 +185,8 @@ def write_evaluation(
         pairing: The files, read again for the pictures.
         scheme: What they are read with.
         out: Folder, made if need be.
-        images: Folder of the cases' images, drawn behind; None leaves that black.
+        images: Folder of the cases' images, drawn behind, or what finds that of a case; None
+            leaves that black.
         overwrite: Whether an earlier evaluation may be replaced.
 
     Returns:
@@ -382,7 +384,7 @@ def _read_seg(path: Path, scheme: LabelScheme, other: LabelMap) -> LabelMap:
 
 
 def _page(
-    evaluation: Evaluation, pairing: Pairing, scheme: LabelScheme, images: Path | None
+    evaluation: Evaluation, pairing: Pairing, scheme: LabelScheme, images: Path | ImageOf | None
 ) -> str:
     from medseg.studies.evaluation_page import evaluation_page_html  # noqa: PLC0415 - Pillow
 
@@ -419,7 +421,7 @@ def _page(
 
 
 def _worst(
-    evaluation: Evaluation, pairing: Pairing, scheme: LabelScheme, images: Path | None
+    evaluation: Evaluation, pairing: Pairing, scheme: LabelScheme, images: Path | ImageOf | None
 ) -> list[Any]:
     """Pictures of the lowest Dice, missing predictions left out."""
     from medseg.studies.evaluation_page import WorstCase, difference_jpeg  # noqa: PLC0415 - Pillow
@@ -432,11 +434,13 @@ def _worst(
     ]
     found.sort(key=lambda entry: entry[0])
     pictures = []
-    shown = _image_files(images)
+    image_of = images if callable(images) else partial(_image_in, _image_files(images))
     for dice, case, structure in found[:_PICTURES]:
         job = _Job(case, pairing.predictions[case], pairing.references[case])
         prediction, reference = _read_pair(job, scheme)
-        behind = _image_behind(shown, case, reference)
+        behind = image_of(case)
+        if behind is not None and behind.grid.shape_ijk != reference.grid.shape_ijk:
+            behind = None
         jpeg = difference_jpeg(prediction, reference, structure.members, behind)
         each = evaluation.scores[case][evaluation.structures.index(structure)]
         figures = ", ".join(
@@ -457,14 +461,13 @@ def _image_files(images: Path | None) -> dict[str, Path]:
     return files
 
 
-def _image_behind(files: dict[str, Path], case: str, reference: LabelMap) -> Volume | None:
+def _image_in(files: dict[str, Path], case: str) -> Volume | None:
     if case not in files:
         return None
     try:
-        volume = read_image(files[case]).volume
+        return read_image(files[case]).volume
     except MedsegError:
         return None
-    return volume if volume.grid.shape_ijk == reference.grid.shape_ijk else None
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ from pipelines.infer import prepare_output
 __all__ = [
     "CONFIG_NAME",
     "RECORD_NAME",
+    "SPLIT_NAME",
     "Earlier",
     "RunFolder",
     "check_run_folder",
@@ -49,11 +50,11 @@ __all__ = [
 
 CONFIG_NAME = "config.yaml"
 RECORD_NAME = "run.json"
-_SPLIT_NAME = "split.json"
+SPLIT_NAME = "split.json"
 _PROBE_NAME = "probe.json"
 _ENTRIES = (
     CONFIG_NAME,
-    _SPLIT_NAME,
+    SPLIT_NAME,
     _PROBE_NAME,
     RECORD_NAME,
     "log.csv",
@@ -138,7 +139,7 @@ class RunFolder:
         if overwrite:
             _remove_run(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / _SPLIT_NAME, _json(data.split()))
+        write_text(self.path / SPLIT_NAME, _json(data.split()))
         write_text(self.path / CONFIG_NAME, self.config_yaml)
 
     def go_on(self, data: DataList) -> None:
@@ -158,13 +159,13 @@ class RunFolder:
         Raises:
             ConfigError: ``resume-split``.
         """
-        begun = json.loads((self.path / _SPLIT_NAME).read_text(encoding="utf-8"))
+        begun = json.loads((self.path / SPLIT_NAME).read_text(encoding="utf-8"))
         now = data.split()
         for part in ("train", "validation"):
             if begun[part] != now[part]:
                 strange = sorted(set(begun[part]) ^ set(now[part]))
                 raise ConfigError(
-                    str(self.path / _SPLIT_NAME),
+                    str(self.path / SPLIT_NAME),
                     expected=f"the cases that the run was begun with under {part!r}",
                     found=f"{len(strange)} that differ, such as {strange[0]!r}"
                     if strange
@@ -236,7 +237,7 @@ def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earl
         return None
     path = folder / CONFIG_NAME
     if not path.is_file():
-        if {entry.name for entry in folder.iterdir()} <= {_SPLIT_NAME}:
+        if {entry.name for entry in folder.iterdir()} <= {SPLIT_NAME}:
             return None  # killed while it was begun
         raise ConfigError(
             str(folder),

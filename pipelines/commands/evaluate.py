@@ -10,12 +10,13 @@ import typer
 
 from medseg import NOTICE
 from medseg.errors import ConfigError
-from pipelines.commands.console import Json, Overwrite, answering, app, print_json
+from pipelines.commands.console import Device, Json, Overwrite, answering, app, print_json
 
 if TYPE_CHECKING:
     from medseg.metrics.settings import EvaluationSettings
     from medseg.metrics.summary import MetricSummary
     from pipelines.compare import Comparison
+    from pipelines.evaluate import ImageOf
     from pipelines.evaluation_files import Evaluation
 
 Draws = Annotated[int, typer.Option(min=100, help="Bootstrap draws of the 95 % intervals.")]
@@ -26,12 +27,31 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")]
 @answering
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps, or one.")
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS", help="Folder of predicted label maps, or one; or a run folder."
+        ),
     ],
     references: Annotated[
-        Path, typer.Argument(metavar="REFERENCES", help="Folder of expert label maps, or one.")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="REFERENCES",
+            help="Folder of expert label maps, or one; not with a run folder.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for tables and the page.")],
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="With a run folder: validation, test or train. Default: test if there is one."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With a run folder: where its dataset lies.")
+    ] = None,
+    device: Device = "auto",
     labels: Annotated[
         Path | None,
         typer.Option(help="Label scheme, dataset.json or dseg.tsv; default: beside REFERENCES."),
@@ -98,8 +118,11 @@ def evaluate(
 ) -> None:
     """Score predicted label maps against references: overlap, surfaces, volumes, lesions.
 
-    Files are paired by name without endings such as _dseg or _gt. Exit code 1 if a case failed.
+    Files are paired by name without endings such as _dseg or _gt. A run folder alone stands for the
+    cases that it held out: its model segments them first. Exit code 1 if a case failed.
     """
+    from dataclasses import replace  # noqa: PLC0415
+
     from medseg.metrics.summary import Bootstrap  # noqa: PLC0415
     from pipelines.evaluate import (  # noqa: PLC0415
         EvaluationOrder,
@@ -113,6 +136,7 @@ def evaluate(
     from pipelines.progress import console_listener  # noqa: PLC0415
     from pipelines.tables import counted  # noqa: PLC0415
 
+    _check_sides(predictions, references, labels or model, images, part, data)
     check_free(out, overwrite)
     check_images(images)
     overall, by_structure = _tolerances(tolerance_mm or [])
@@ -131,7 +155,7 @@ def evaluate(
     )
     order = EvaluationOrder(
         predictions,
-        references,
+        references or predictions,
         settings,
         labels=labels,
         model=model,
@@ -141,9 +165,34 @@ def evaluate(
         bootstrap=Bootstrap(draws, seed),
         jobs=jobs,
     )
+    shown: Path | ImageOf | None = images
     with console_listener() as listener:
+        if references is None:
+            from pipelines.run_cases import segment_part  # noqa: PLC0415 - torch
+
+            made = segment_part(
+                predictions,
+                out,
+                listener,
+                part=part,
+                data=data,
+                device=device,
+                only=order.only,
+                overwrite=overwrite,
+            )
+            shown = made.image
+            order = replace(
+                order,
+                predictions=made.predictions,
+                references=made.references,
+                model=str(predictions),
+                ignore_label=ignore_label or (None if made.ignored is None else str(made.ignored)),
+                only=made.cases,
+            )
         evaluation, pairing, scheme = run(order, listener)
-    files = write_evaluation(evaluation, pairing, scheme, out, images=images, overwrite=overwrite)
+    if references is None:
+        evaluation = replace(evaluation, failed=(*made.failed, *evaluation.failed))
+    files = write_evaluation(evaluation, pairing, scheme, out, images=shown, overwrite=overwrite)
     if as_json:
         print_json(evaluation.summary() | {"files": {k: str(path) for k, path in files.items()}})
     else:
@@ -152,11 +201,51 @@ def evaluate(
         for sentence in problems(evaluation, failures=False):
             typer.echo(sentence)
         scored = counted(len(evaluation.scores), "case")
+        if references is None:
+            scored += f" of the part {made.part}"
         typer.echo(f"{scored}; tables and page in {out}. {NOTICE}")
     for each in evaluation.failed:
         typer.echo(f"error: {each.message} [{each.code}]", err=True)
     if evaluation.failed:
         raise typer.Exit(1)
+
+
+def _check_sides(
+    predictions: Path,
+    references: Path | None,
+    labels: object,
+    images: Path | None,
+    part: str | None,
+    data: Path | None,
+) -> None:
+    """Two folders, or a run by itself; options of the one do not go with the other."""
+    if references is not None:
+        superfluous = [name for name, given in (("--part", part), ("--data", data)) if given]
+        if not superfluous:
+            return
+        expected, found = "a run folder alone with --part and --data", "REFERENCES too"
+    else:
+        if not (predictions / "config.yaml").is_file():  # asked here, before torch is loaded
+            raise ConfigError(
+                "medseg evaluate",
+                expected="PREDICTIONS and REFERENCES, or the folder of a training run",
+                found="one path that is no run folder",
+                remedy="add the folder of the experts' label maps",
+                code="usage",
+            )
+        superfluous = [
+            name for name, given in (("--labels or --model", labels), ("--images", images)) if given
+        ]
+        if not superfluous:
+            return
+        expected, found = "a run folder alone, which has labels and images", superfluous[0]
+    raise ConfigError(
+        "medseg evaluate",
+        expected=expected,
+        found=found,
+        remedy="leave one of both out",
+        code="usage",
+    )
 
 
 @app.command()

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import training
+from benchmarks import nnunet, training
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_both_sides_train_one_network():
 def test_the_other_side_is_given_the_same_cases_under_its_own_names(tmp_path):
     data = training.made_cases(tmp_path / "made", (12, 12, 12), cases=2)
     raw = tmp_path / "raw"
-    training.write_nnunet_raw(data, raw)
+    nnunet.write_nnunet_raw(data, raw)
     assert sorted(path.name for path in (raw / "imagesTr").iterdir()) == [
         "case_00_0000.nii.gz",
         "case_01_0000.nii.gz",
