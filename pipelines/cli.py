@@ -22,13 +22,14 @@ from pipelines.commands import (
     predict,
     studies,
     train,
+    viewer,
 )
 from pipelines.commands.console import app, studies_app
 from pipelines.commands.studies_ledger import add_ledger_verbs
 
 __all__ = ["app", "main"]
 
-COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, studies, train)
+COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, studies, train, viewer)
 """Modules whose import adds their command to the application."""
 
 add_ledger_verbs(studies_app)

@@ -17,9 +17,9 @@ from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
 from medseg.io.reading import IMAGE_SUFFIXES, read_channels
-from medseg.io.scan import DicomSource, Scan
+from medseg.io.scan import Scan
 from medseg.models.card import ModelCard
-from medseg.studies.inputs import read_case_image
+from medseg.studies.inputs import modality_notes, read_case_image
 from pipelines.output import prepare_output
 from pipelines.results import (
     RESULTS,
@@ -354,7 +354,7 @@ def write_case(
         if old not in files.values():
             old.unlink(missing_ok=True)
     seconds = {"read": loaded.seconds, **prediction.seconds}
-    notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
+    notes = (*scan.notes, *prediction.notes, *modality_notes(scan, predictor.card))
     notes += rtstruct_notes(scan, wishes)
     try:
         refused = write_results(
@@ -460,17 +460,3 @@ def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
                 code="image-constant",
             )
     return scan
-
-
-def _modality_notes(scan: Scan, predictor: Predictor) -> tuple[str, ...]:
-    """What a DICOM series says of itself against what the model was trained on."""
-    if not isinstance(scan.source, DicomSource):
-        return ()
-    series = str(scan.source.datasets[0].get("Modality") or "")
-    model = {channel.modality for channel in predictor.card.inputs.channels}
-    if series in model:
-        return ()
-    return (
-        f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
-        "the result cannot be trusted",
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from medseg.inference.memory import MemoryPlan, in_words
 from medseg.inference.post_processing import parse_cleaning
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
+from medseg.inference.store import choices_path
 from medseg.models.card import LabelCleaning, ModelCard, load_card
 from medseg.models.zoo import find_members
 from medseg.studies.devices import Place
@@ -330,13 +330,7 @@ def _checked_jobs(jobs: int) -> int:
 
 def store_path() -> Path:
     """Where measured choices are kept between runs: the user's cache folder."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home())
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "medseg" / "numerics.json"
+    return choices_path(os.environ)
 
 
 def _cleanings(texts: Sequence[str] | None, card: ModelCard) -> tuple[LabelCleaning, ...] | None:

@@ -17,7 +17,7 @@ from medseg.inference.settings import PredictionSettings
 from medseg.inference.sweep import Box
 from medseg.models.zoo import find_model
 
-__all__ = ["predict"]
+__all__ = ["check_voxels", "predict"]
 
 
 def predict(
@@ -61,7 +61,7 @@ def predict(
         MedsegError: As :meth:`Predictor.load` and :meth:`Predictor.predict`.
     """
     volume = _volume(image, spacing_mm, affine_ras)
-    _check_voxels(volume)
+    check_voxels(volume)
     if isinstance(model, Predictor):
         if settings is not None or device != "auto":
             raise ConfigError(
@@ -132,8 +132,13 @@ def _check_spacing(spacing_mm: Sequence[float]) -> None:
         )
 
 
-def _check_voxels(volume: Volume) -> None:
-    """Refuse what the readers of files refuse."""
+def check_voxels(volume: Volume) -> None:
+    """Refuse what the readers of files refuse.
+
+    Raises:
+        FormatError: ``voxels-not-finite``, or ``image-constant`` if all voxels of a channel are
+            alike.
+    """
     for name, data_ijk in zip(volume.channels, volume.data_cijk, strict=True):
         least, most = data_ijk.min(), data_ijk.max()
         # the network computes in float32

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,7 @@ from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg_reading import concept_of, read_on_grid, read_seg, segment_label
 from medseg.io.scan import DicomSource
+from medseg.io.segment_types import made_by, types_in_words, types_of_segments
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -79,7 +80,7 @@ def write_seg(
     source: DicomSource,
     *,
     algorithm: Algorithm | None,
-    algorithm_type: AlgorithmType = "AUTOMATIC",
+    algorithm_type: AlgorithmType | Mapping[int, AlgorithmType] = "AUTOMATIC",
     omit_empty_frames: bool = False,
 ) -> None:
     """Write a label map as a BINARY DICOM SEG that refers to its source slices, and verify it.
@@ -99,7 +100,8 @@ def write_seg(
         source: The series that was segmented.
         algorithm: What segmented it; None for labels made by hand, or edited after a beginning that
             is not recorded.
-        algorithm_type: How much of it a program did.
+        algorithm_type: How much of it a program did; one for all segments, or label value to type
+            for those that are present.
         omit_empty_frames: Leave out the frames without foreground. Files become smaller, but some
             viewers expect a frame for every slice. With no label present one slice remains.
 
@@ -111,10 +113,12 @@ def write_seg(
             elsewhere (``verify-geometry``).
         ResourceError: If the file cannot be written.
     """
-    check_provenance(algorithm, algorithm_type)
+    present = [value for value in present_values(labels.data_ijk) if value]
+    if not isinstance(algorithm_type, str) and not present:
+        algorithm_type = "MANUAL" if algorithm is None else "SEMIAUTOMATIC"
+    types = types_of_segments(present or labels.scheme.values, algorithm, algorithm_type)
     _check_same_grid(labels, source, str(path))
     headers = source_headers(source.datasets, labels.grid.spacing_mm[2], str(source.folder))
-    present = [value for value in present_values(labels.data_ijk) if value]
     number_of = np.zeros(max(labels.scheme.values) + 1, dtype=np.uint16)
     segments = present or list(labels.scheme.values)
     number_of[segments] = np.arange(1, len(segments) + 1)
@@ -131,7 +135,8 @@ def write_seg(
                 [labels.scheme.by_value(value) for value in segments],
                 series_number(source),
                 algorithm,
-                algorithm_type,
+                types,
+                types_in_words(algorithm_type),
                 omit_empty_frames=omit_empty_frames and bool(present),
                 content=_content_of(source, labels, segments, planes_kji),
             )
@@ -261,23 +266,24 @@ def _build(
     labels: list[Label],
     series_number: int,
     algorithm: Algorithm | None,
-    algorithm_type: AlgorithmType,
+    types: Mapping[int, AlgorithmType],
+    types_text: str,
     *,
     omit_empty_frames: bool,
     content: Sequence[str],
 ) -> Dataset:
     import highdicom as hd  # noqa: PLC0415 - takes half a second, and only SEG output needs it
 
-    identification = _identification(algorithm, algorithm_type)
     made = "none" if algorithm is None else f"{algorithm.name}\n{algorithm.version}"
-    parts = [*content, made, algorithm_type, str(omit_empty_frames), __version__]
-    made_by = algorithm.name if algorithm else algorithm_type.capitalize()
+    parts = [*content, made, types_text, str(omit_empty_frames), __version__]
     seg = hd.seg.Segmentation(
         source_images=headers,
         pixel_array=planes_kji,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
-            _describe(number, label, algorithm_type, identification)
+            _describe(
+                number, label, types[label.value], _identification(algorithm, types[label.value])
+            )
             for number, label in enumerate(labels, 1)
         ],
         series_instance_uid=derived_uid("series", parts),
@@ -290,7 +296,7 @@ def _build(
         device_serial_number="none",
         content_label="SEGMENTATION",
         content_description=NOTICE,
-        series_description=f"{made_by} segmentation"[:64],
+        series_description=f"{made_by(algorithm, types)} segmentation"[:64],
         specific_character_set="ISO_IR 192",
         omit_empty_frames=omit_empty_frames,
     )

@@ -26,12 +26,13 @@ from medseg.io.derived_uids import derived_uid
 from medseg.io.dicom_folders import RTSTRUCT_CLASS
 from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
-from medseg.io.dicom_seg import Algorithm, AlgorithmType, check_provenance, series_number
+from medseg.io.dicom_seg import Algorithm, AlgorithmType, series_number
 from medseg.io.dicom_seg_reading import segment_label
 from medseg.io.rtstruct_labels import read_rtstruct
 from medseg.io.rtstruct_reading import read_structure_set
 from medseg.io.rtstruct_voxels import roi_box
 from medseg.io.scan import DicomSource
+from medseg.io.segment_types import made_by, types_in_words, types_of_segments
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -81,7 +82,7 @@ def write_rtstruct(
     source: DicomSource,
     *,
     algorithm: Algorithm | None,
-    algorithm_type: AlgorithmType = "AUTOMATIC",
+    algorithm_type: AlgorithmType | Mapping[int, AlgorithmType] = "AUTOMATIC",
     label: str = "medseg",
     interpreted_types: Mapping[str, str] | None = None,
 ) -> None:
@@ -102,7 +103,8 @@ def write_rtstruct(
         source: The series that was segmented.
         algorithm: What segmented it; None for labels made by hand, or edited after a beginning that
             is not recorded.
-        algorithm_type: How much of it a program did; the ROI Generation Algorithm.
+        algorithm_type: How much of it a program did; the ROI Generation Algorithm. One for all, or
+            label value to type for those that are present.
         label: Structure Set Label, at most 16 characters.
         interpreted_types: Label name to RT ROI Interpreted Type. Others are ``ORGAN`` where the
             scheme says that they are anatomical structures, else empty.
@@ -117,7 +119,10 @@ def write_rtstruct(
             file read back lies elsewhere (``verify-geometry``).
         ResourceError: If the file cannot be written.
     """
-    check_provenance(algorithm, algorithm_type)
+    present = [value for value in present_values(labels.data_ijk) if value]
+    if not isinstance(algorithm_type, str) and not present:
+        algorithm_type = "MANUAL" if algorithm is None else "SEMIAUTOMATIC"
+    made = types_of_segments(present or labels.scheme.values, algorithm, algorithm_type)
     types = _checked_types(labels, interpreted_types or {})
     if not 1 <= len(label.strip()) <= 16 or "\\" in label:
         raise ConfigError(
@@ -132,12 +137,11 @@ def write_rtstruct(
     headers = source_headers(
         source.datasets, step_mm, str(source.folder), derived="an RT structure set"
     )
-    present = [value for value in present_values(labels.data_ijk) if value]
     wanted = [labels.scheme.by_value(value) for value in present or labels.scheme.values]
     with quiet_dicom():
-        dataset = _header(labels, source, headers, algorithm, algorithm_type, label.strip(), types)
+        dataset = _header(labels, source, headers, algorithm, made, label.strip(), types)
         _add_references(dataset, headers)
-        _add_rois(dataset, wanted, headers[0].FrameOfReferenceUID, algorithm, algorithm_type, types)
+        _add_rois(dataset, wanted, headers[0].FrameOfReferenceUID, algorithm, made, types)
         _add_contours(dataset, labels, wanted if present else [], headers, source)
         with atomic_path(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
@@ -268,7 +272,7 @@ def _header(
     source: DicomSource,
     headers: Sequence[Dataset],
     algorithm: Algorithm | None,
-    algorithm_type: AlgorithmType,
+    how: Mapping[int, AlgorithmType],
     label: str,
     types: Mapping[str, str],
 ) -> Dataset:
@@ -284,7 +288,7 @@ def _header(
         json.dumps([labels.scheme.to_dict(), types, label], sort_keys=True),
         hashlib.sha256(labels.data_ijk.tobytes(order="F")).hexdigest(),
         made,
-        algorithm_type,
+        types_in_words(next(iter(how.values())) if len(set(how.values())) == 1 else how),
         __version__,
     ]
     dataset = deepcopy(headers[0])
@@ -293,7 +297,6 @@ def _header(
             delattr(dataset, name)
     now = datetime.now(tz=UTC)
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-    made_by = algorithm.name if algorithm else algorithm_type.capitalize()
     values = {
         "SOPClassUID": RTSTRUCT_CLASS,
         "SOPInstanceUID": derived_uid("rtstruct instance", parts),
@@ -308,13 +311,13 @@ def _header(
         "Modality": "RTSTRUCT",
         "SeriesNumber": series_number(source) + _SERIES_NUMBER_STEP,
         "InstanceNumber": 1,
-        "SeriesDescription": f"{made_by} contours"[:64],
+        "SeriesDescription": f"{made_by(algorithm, how)} contours"[:64],
         "OperatorsName": "",
         "Manufacturer": "medseg",
         "ManufacturerModelName": "medseg",
         "SoftwareVersions": __version__,
         "StructureSetLabel": label,
-        "StructureSetName": f"{made_by} contours"[:64],
+        "StructureSetName": f"{made_by(algorithm, how)} contours"[:64],
         "StructureSetDescription": NOTICE,
         "ApprovalStatus": "UNAPPROVED",
     }
@@ -361,7 +364,7 @@ def _add_rois(
     wanted: Sequence[Label],
     frame_of_reference: str,
     algorithm: Algorithm | None,
-    algorithm_type: AlgorithmType,
+    how: Mapping[int, AlgorithmType],
     types: Mapping[str, str],
 ) -> None:
     from pydicom.dataset import Dataset as Item  # noqa: PLC0415
@@ -372,8 +375,8 @@ def _add_rois(
         roi.ROINumber = number
         roi.ReferencedFrameOfReferenceUID = frame_of_reference
         roi.ROIName = segment_label(label)
-        roi.ROIGenerationAlgorithm = algorithm_type
-        if algorithm is not None:
+        roi.ROIGenerationAlgorithm = how[label.value]
+        if algorithm is not None and how[label.value] != "MANUAL":
             roi.ROIGenerationDescription = f"{algorithm.name} {algorithm.version}"[:64]
         rois.append(roi)
         contour = Item()

@@ -15,11 +15,17 @@ from medseg.io.checks import check_finite
 from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import check_is_image
 from medseg.io.reading import read_image
-from medseg.io.scan import Scan
+from medseg.io.scan import DicomSource, Scan
 from medseg.io.series_choice import SeriesRule, known_rules
 from medseg.models.card import Channel, ModelCard
 
-__all__ = ["read_case_image", "series_choices", "series_rules"]
+__all__ = [
+    "joined_channels",
+    "modality_notes",
+    "read_case_image",
+    "series_choices",
+    "series_rules",
+]
 
 _SAME_GRID_MM = 0.01
 
@@ -89,7 +95,7 @@ def read_case_image(
     for scan in scans.values():
         check_finite(scan.volume.data_cijk, str(path))
         check_is_image(scan.volume, str(path))
-    return _joined(scans)
+    return joined_channels(scans)
 
 
 def series_choices(options: Sequence[str], channels: Sequence[Channel]) -> dict[str, str]:
@@ -141,8 +147,27 @@ def series_rules(channels: Sequence[Channel]) -> dict[str, tuple[SeriesRule, ...
     return found
 
 
-def _joined(scans: Mapping[str, Scan]) -> Scan:
-    """One scan of several, on the grid and with the source of the first."""
+def modality_notes(scan: Scan, card: ModelCard) -> tuple[str, ...]:
+    """What a DICOM series says of itself against what the model was trained on."""
+    if not isinstance(scan.source, DicomSource):
+        return ()
+    series = str(scan.source.datasets[0].get("Modality") or "")
+    model = {channel.modality for channel in card.inputs.channels}
+    if series in model:
+        return ()
+    return (
+        f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
+        "the result cannot be trusted",
+    )
+
+
+def joined_channels(scans: Mapping[str, Scan]) -> Scan:
+    """One scan of several, on the grid and with the source of the first.
+
+    Args:
+        scans: Channel name to its scan. Those on other grids are interpolated linearly; whether
+            their positions can be compared is for the caller to know.
+    """
     first = next(iter(scans.values()))
     if len(scans) == 1:
         return first

@@ -16,9 +16,10 @@ Convention:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,10 @@ from medseg.core import AxisTurn, Grid, LabelScheme, axis_turn
 from medseg.core.grid import FloatArray
 from medseg.io.scan import Source
 
-__all__ = ["METADATA_KEY", "OBLIQUE_DEG", "LayerOrigin", "origin_of"]
+if TYPE_CHECKING:
+    from medseg_napari._provenance import Beginning
+
+__all__ = ["METADATA_KEY", "OBLIQUE_DEG", "LayerOrigin", "keep_in_mind", "open_images", "origin_of"]
 
 METADATA_KEY = "medseg"
 """Where a layer's metadata keeps its :class:`LayerOrigin`."""
@@ -37,8 +41,10 @@ OBLIQUE_DEG = 0.5
 
 _SHOWN_AS = "IPL"
 
+_open_images: weakref.WeakSet[LayerOrigin] = weakref.WeakSet()
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class LayerOrigin:
     """Where a layer comes from: what saving on the original grid needs.
 
@@ -48,6 +54,7 @@ class LayerOrigin:
         source: The file or series.
         scheme: What the integers of a labels layer mean, where known.
         notes: Harmless peculiarities that the reader reports.
+        beginning: The labels as they came from a model or a file; None for images.
     """
 
     grid: Grid
@@ -55,6 +62,7 @@ class LayerOrigin:
     source: Source
     scheme: LabelScheme | None = None
     notes: tuple[str, ...] = ()
+    beginning: Beginning | None = None
 
     @classmethod
     def of(
@@ -64,9 +72,10 @@ class LayerOrigin:
         *,
         scheme: LabelScheme | None = None,
         notes: tuple[str, ...] = (),
+        beginning: Beginning | None = None,
     ) -> LayerOrigin:
         """The origin of an image on ``grid``, turned for display."""
-        return cls(grid, axis_turn(grid, _SHOWN_AS), source, scheme, notes)
+        return cls(grid, axis_turn(grid, _SHOWN_AS), source, scheme, notes, beginning)
 
     @property
     def shown_grid(self) -> Grid:
@@ -91,6 +100,18 @@ class LayerOrigin:
     def original_array(self, data_shown: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A view of what napari holds (axes I, P, L), turned back to ``(i, j, k)`` as read."""
         return self.turn.inverse().turn_array(data_shown)
+
+    def original_box(
+        self, box_shown: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """A box of voxels along I, P, L, first and exclusive last, on the axes as read."""
+        back = self.turn.inverse()
+        spans = []
+        for source, flipped in zip(back.source_axes, back.flipped, strict=True):
+            first, last = box_shown[source]
+            extent = self.shown_grid.shape_ijk[source]
+            spans.append((extent - last, extent - first) if flipped else (first, last))
+        return spans[0], spans[1], spans[2]
 
     def placement(self) -> tuple[FloatArray, FloatArray]:
         """Layer scale and translation.
@@ -122,3 +143,14 @@ def origin_of(layer_settings: Mapping[str, Any]) -> LayerOrigin | None:
     """The origin that medseg left on a layer, or None for layers from elsewhere."""
     found = (layer_settings.get("metadata") or {}).get(METADATA_KEY)
     return found if isinstance(found, LayerOrigin) else None
+
+
+def keep_in_mind(origin: LayerOrigin) -> LayerOrigin:
+    """Remember an image for as long as a layer holds its origin; the same origin."""
+    _open_images.add(origin)
+    return origin
+
+
+def open_images() -> tuple[LayerOrigin, ...]:
+    """Origins of the images that are open in this process."""
+    return tuple(_open_images)

@@ -5,17 +5,24 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from medseg.errors import FormatError
+from medseg.io.dicom_files import is_study_file
 from medseg.io.reading import read_image
 from medseg.io.scan import Scan
+from medseg_napari._badge import show_badges_of_current_viewer
 from medseg_napari._layers import LayerData, image_layers, labels_layer
 
 __all__ = ["get_reader", "read_layers"]
 
 _FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_LABEL_OBJECTS = (".dcm", ".dicom")
+_NOTHING: list[LayerData] = [(None,)]  # type: ignore[list-item] # napari's word for no layer
 
 Reader = Callable[[str], list[LayerData]]
 
@@ -26,45 +33,90 @@ _DICOM_MAGIC_AT = 128
 def get_reader(path: str | list[str]) -> Reader | None:
     """The reader for a path, or None where medseg is not concerned.
 
-    Files are judged by their ending, folders by whether one of the first files in them is DICOM;
-    no image is opened. A list of paths, which is napari's way to ask for one stacked layer, is left
-    to others.
+    Images are judged by their ending, folders and zips by whether one of the first files in them is
+    DICOM, single DICOM files by whether they are a SEG or an RT structure set; no image is opened.
+    A list of paths, which is napari's way to ask for one stacked layer, is left to others.
     """
     if isinstance(path, list):
         return None
     location = Path(path)
+    lower = location.name.lower()
     if location.is_dir():
         return read_layers if _holds_dicom(location) else None
-    return read_layers if location.name.lower().endswith(_FILE_SUFFIXES) else None
+    if lower.endswith(".zip"):
+        return read_layers if _zip_holds_dicom(location) else None
+    if lower == "dicomdir":
+        return read_layers if location.is_file() else None
+    if lower.endswith(_LABEL_OBJECTS):
+        return read_layers if _is_label_object(location) else None
+    return read_layers if lower.endswith(_FILE_SUFFIXES) else None
 
 
 def read_layers(path: str) -> list[LayerData]:
-    """Read a file or a folder with one DICOM series.
+    """Read an image file, a DICOM study, or a DICOM object with labels.
+
+    Of a study with several series the user chooses, in a list with pictures, where napari has a
+    window; else every series that can be read is opened, but for localizers.
 
     Returns:
         One image layer per channel, or one labels layer (uint8 or uint16) if the content is a label
-        map. Each carries its :class:`~medseg_napari._origin.LayerOrigin`.
+        map; a SEG or RT structure set brings its series where that is not open yet. Each carries
+        its :class:`~medseg_napari._origin.LayerOrigin`.
 
     Raises:
         MedsegError: As :func:`medseg.io.reading.read_image`; napari shows the sentence.
     """
-    location = Path(path)
+    layers = _read(Path(path))
+    show_badges_of_current_viewer()
+    return layers
+
+
+def _read(location: Path) -> list[LayerData]:
     name = _layer_name(location)
+    if location.is_dir() or is_study_file(location):
+        return _read_study(location, name)
+    if location.name.lower().endswith(_LABEL_OBJECTS):
+        from medseg_napari._series import open_label_file
+
+        return open_label_file(location)
     try:
         scan = read_image(location)
     except FormatError as error:
         if error.code != "label-as-image":
             raise
-        return [labels_layer(_read_as_it_is(location), name, path)]
+        return [labels_layer(_read_as_it_is(location), name, str(location))]
     return image_layers(scan, name)
+
+
+def _read_study(location: Path, name: str) -> list[LayerData]:
+    from medseg_napari import _series
+
+    contents = _series.look_into(location)
+    if contents.study.unreadable:
+        raise contents.study.unreadable[0]
+    if len(contents.series) + len(contents.labels) == 1:
+        return _series.open_entries(contents.series, contents, name)
+    if _can_ask():
+        from medseg_napari._chooser import ask
+
+        chosen = ask(contents)
+        return _series.open_entries(chosen, contents, name) if chosen else _NOTHING
+    able = _series.default_choice(contents)
+    return _series.open_entries(able or contents.series[:1], contents, name)
+
+
+def _can_ask() -> bool:
+    """Whether napari has a window, and this is its thread."""
+    napari = sys.modules.get("napari")
+    return (
+        napari is not None
+        and threading.current_thread() is threading.main_thread()
+        and napari.current_viewer() is not None
+    )
 
 
 def _read_as_it_is(location: Path) -> Scan:
     """Read without asking whether it is an image or a label map."""
-    if location.is_dir():
-        from medseg.io.dicom_series import read_dicom_series
-
-        return read_dicom_series(location)
     if location.name.lower().endswith((".nii", ".nii.gz")):
         from medseg.io.nifti import read_nifti
 
@@ -76,7 +128,7 @@ def _read_as_it_is(location: Path) -> Scan:
 
 def _layer_name(location: Path) -> str:
     lower = location.name.lower()
-    for suffix in _FILE_SUFFIXES:
+    for suffix in (*_FILE_SUFFIXES, ".zip"):
         if lower.endswith(suffix):
             return location.name[: -len(suffix)] or location.name
     return location.name
@@ -103,3 +155,25 @@ def _is_dicom(path: Path) -> bool:
             return stream.read(4) == b"DICM"
     except OSError:  # a pipe, a broken link or a file of someone else: not for us to report
         return False
+
+
+def _zip_holds_dicom(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist()[:_MOST_FILES_LOOKED_AT]:
+                if member.is_dir() or member.flag_bits & 1:
+                    continue
+                with archive.open(member) as stream:
+                    if stream.read(_DICOM_MAGIC_AT + 4)[_DICOM_MAGIC_AT:] == b"DICM":
+                        return True
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
+    return False
+
+
+def _is_label_object(path: Path) -> bool:
+    if not _is_dicom(path):
+        return False
+    from medseg.io.label_object import read_label_object
+
+    return read_label_object(path) is not None

@@ -1,14 +1,24 @@
-"""The sample that ships with medseg, as napari layers."""
+"""A sample that ships with medseg and two that are made, as napari layers."""
 
 from __future__ import annotations
 
 from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
 
-from medseg.core import Label, LabelScheme
+import numpy as np
+import numpy.typing as npt
+
+from medseg.core import Grid, Label, LabelScheme, Volume
 from medseg.io.nifti import read_nifti
-from medseg_napari._layers import LayerData, image_layers, labels_layer
+from medseg.io.scan import ItkSource, Scan
+from medseg_napari._layers import LayerData, image_layers, labels_layer, layer_of_labels
+from medseg_napari._origin import LayerOrigin
+from medseg_napari._provenance import Beginning
 
-__all__ = ["hippocampus"]
+__all__ = ["abdomen_ct", "heart_mr", "hippocampus"]
+
+_SEED = 20
 
 _CASE = "hippocampus_034"
 _SCHEME = LabelScheme(
@@ -35,3 +45,40 @@ def hippocampus() -> list[LayerData]:
         labels = read_nifti(labels_path)
         expert = labels_layer(labels, "hippocampus expert", str(labels_path), scheme=_SCHEME)
     return [*image, expert]
+
+
+def abdomen_ct() -> list[LayerData]:
+    """A made abdominal CT with thirteen organs; no patient."""
+    from medseg.data.phantoms.abdomen import abdomen  # noqa: PLC0415 - pulls in scipy
+    from medseg.data.schemes import find_scheme  # noqa: PLC0415
+
+    image, labels, grid = abdomen(np.random.default_rng(_SEED), "standard")
+    return _made(image, labels, grid, "CT phantom", find_scheme("btcv-13"))
+
+
+def heart_mr() -> list[LayerData]:
+    """A made short-axis cine MR at end-diastole and end-systole, as ACDC's are; no patient."""
+    from medseg.data.phantoms.heart import heart  # noqa: PLC0415 - pulls in scipy
+    from medseg.data.schemes import find_scheme  # noqa: PLC0415
+
+    beat = heart(np.random.default_rng(_SEED), "standard")
+    layers: list[LayerData] = []
+    for frame, title in ((beat.systole, "end-systole"), (beat.diastole, "end-diastole")):
+        image, labels = beat.frames[frame]
+        layers += _made(image, labels, beat.grid, f"heart {title}", find_scheme("acdc"))
+    for _, settings, _ in layers[:2]:
+        settings["visible"] = False  # one phase at a time
+    return layers
+
+
+def _made(
+    image_ijk: npt.NDArray[Any],
+    labels_ijk: npt.NDArray[Any],
+    grid: Grid,
+    name: str,
+    scheme: LabelScheme,
+) -> list[LayerData]:
+    source = ItkSource(Path(name))  # no file: results are saved with the grid alone
+    layers = image_layers(Scan(Volume(image_ijk[None], grid), source), name)
+    origin = LayerOrigin.of(grid, source, scheme=scheme, beginning=Beginning.opened(labels_ijk))
+    return [*layers, layer_of_labels(labels_ijk, origin, f"{name} truth")]

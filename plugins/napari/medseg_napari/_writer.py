@@ -17,14 +17,30 @@ from medseg.core.labelmap import present_values
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError, ShapeError
 from medseg.io.scan import DicomSource
 from medseg_napari._layers import LayerData, plain_scheme
-from medseg_napari._origin import LayerOrigin, origin_of
+from medseg_napari._origin import LayerOrigin, open_images, origin_of
+from medseg_napari._provenance import Beginning, segment_types
 
 if TYPE_CHECKING:
     from medseg.io.dicom_seg import AlgorithmType
 
-__all__ = ["NotSavedError", "write_labels", "write_labels_on_image"]
+__all__ = [
+    "EDITED_KEY",
+    "NotSavedError",
+    "image_below",
+    "labels_to_save",
+    "save_labels",
+    "write_labels",
+    "write_labels_on_image",
+    "write_rtstruct",
+    "write_rtstruct_on_image",
+]
+
+EDITED_KEY = "medseg_edited"
+"""Where an editor leaves, in a layer's metadata, label value to how it came about; see
+:func:`medseg_napari._provenance.segment_types`."""
 
 _SUFFIXES = (".nii.gz", ".nii", ".dcm")
+_RTSTRUCT_END = "rtstruct.dcm"
 _SAME_PLACE_MM = 0.01
 _PLACEMENT = ("scale", "translate", "rotate", "shear", "affine")
 
@@ -38,13 +54,15 @@ class NotSavedError(MedsegError, RuntimeError):
 
 
 def write_labels(path: str, data: npt.ArrayLike, meta: Mapping[str, Any]) -> list[str]:
-    """Save one labels layer that was read by medseg, on the grid it was read on.
+    """Save one labels layer on the grid it was read on, or on that of the image it was drawn on.
 
-    A SEG names such labels semi-automatic: whatever made them, a person has had them in hand.
+    How each segment of a DICOM object came about is found by comparison with the labels as they
+    came, see :func:`medseg_napari._provenance.segment_types`.
 
     Args:
-        path: Ends in ``.nii.gz``, ``.nii``, or ``.dcm`` for DICOM SEG, which needs a layer that
-            comes from a DICOM series. A name without an ending gets ``.nii.gz``.
+        path: Ends in ``.nii.gz``, ``.nii``, or ``.dcm``, which needs labels on a DICOM series:
+            ``rtstruct.dcm`` for an RT structure set, else a DICOM SEG. A name without an ending
+            gets ``.nii.gz``.
         data: Labels as napari holds them, axes I, P, L.
         meta: The layer's settings.
 
@@ -52,28 +70,21 @@ def write_labels(path: str, data: npt.ArrayLike, meta: Mapping[str, Any]) -> lis
         The file written.
 
     Raises:
-        NotSavedError: ``layer-origin`` if the layer does not come from medseg (this function sees
-            no other layer whose grid it could take); otherwise with the code of its cause.
+        NotSavedError: ``layer-origin`` if the layer neither comes from medseg nor lies on one image
+            alone that was opened with it; otherwise with the code of its cause.
     """
     with _reported():
-        origin = origin_of(meta)
-        if origin is None:
-            raise FormatError(
-                path,
-                expected="labels that were opened with medseg",
-                found="a layer that carries no grid of its own",
-                remedy="select the labels together with the image they belong to, and save both "
-                "by File > Save Selected Layers with medseg",
-                code="layer-origin",
-            )
-        return _write(path, np.asarray(data), origin, origin.scheme, "SEMIAUTOMATIC")
+        return _write_alone(path, data, meta, rtstruct=False)
+
+
+def write_rtstruct(path: str, data: npt.ArrayLike, meta: Mapping[str, Any]) -> list[str]:
+    """As :func:`write_labels`, as an RT structure set whatever the name is."""
+    with _reported():
+        return _write_alone(path, data, meta, rtstruct=True)
 
 
 def write_labels_on_image(path: str, layer_data: list[LayerData]) -> list[str]:
     """Save a labels layer on the grid of an image layer; the image itself is not written.
-
-    A SEG names labels drawn in napari manual, and those that were opened from a file
-    semi-automatic.
 
     Args:
         path: As for :func:`write_labels`; ``.dcm`` needs an image from a DICOM series.
@@ -89,33 +100,78 @@ def write_labels_on_image(path: str, layer_data: list[LayerData]) -> list[str]:
             if the labels lie elsewhere; otherwise with the code of its cause.
     """
     with _reported():
-        layers = {kind: (data, meta) for data, meta, kind in layer_data}
-        image_meta = layers["image"][1]
-        data, meta = layers["labels"]
-        origin = origin_of(image_meta)
-        if origin is None:
-            raise FormatError(
-                path,
-                expected="an image that was opened with medseg",
-                found="an image layer that carries no grid of its own",
-                remedy="open the image with medseg, or select the labels alone if they were",
-                code="layer-origin",
-            )
-        own = origin_of(meta)
-        array = np.asarray(data)
-        _check_shape(path, array, origin)
-        apart = _apart_by_placement(meta, image_meta) if own is None else _apart(own, origin)
-        if apart:
-            raise GeometryError(
-                path,
-                expected="labels that lie on the voxels of the image",
-                found=apart,
-                remedy="select the image that the labels were drawn on",
-                code="layer-placement",
-            )
-        if own is None:
-            return _write(path, array, origin, None, "MANUAL")
-        return _write(path, array, origin, own.scheme, "SEMIAUTOMATIC")
+        return _write_on_image(path, layer_data, rtstruct=False)
+
+
+def write_rtstruct_on_image(path: str, layer_data: list[LayerData]) -> list[str]:
+    """As :func:`write_labels_on_image`, as an RT structure set whatever the name is."""
+    with _reported():
+        return _write_on_image(path, layer_data, rtstruct=True)
+
+
+def _write_alone(
+    path: str, data: npt.ArrayLike, meta: Mapping[str, Any], *, rtstruct: bool
+) -> list[str]:
+    array = np.asarray(data)
+    own = origin_of(meta)
+    origin = own or image_below(array, meta)
+    if origin is None:
+        raise FormatError(
+            path,
+            expected="labels that were opened with medseg, or drawn on an image that was",
+            found="a layer that carries no grid of its own",
+            remedy="select the labels together with the image they belong to, and save both "
+            "by File > Save Selected Layers with medseg",
+            code="layer-origin",
+        )
+    return _write(path, array, origin, own, meta, rtstruct=rtstruct)
+
+
+def image_below(data_shown: npt.NDArray[Any], meta: Mapping[str, Any]) -> LayerOrigin | None:
+    """The origin of the only open image on whose voxels labels without an own origin lie.
+
+    Args:
+        data_shown: The labels.
+        meta: Their layer's settings; ``scale`` and ``translate`` count.
+    """
+    found: list[LayerOrigin] = []
+    for origin in open_images():
+        settings = origin.layer_settings("")
+        placed = {key: settings[key] for key in ("scale", "translate")}
+        own = {key: meta.get(key, 0.0) for key in placed}
+        same_shape = origin.shown_grid.shape_ijk == data_shown.shape
+        if same_shape and not _apart_by_placement(own, placed):
+            found.append(origin)
+    sources = {id(origin.source) for origin in found}
+    return found[0] if len(sources) == 1 else None
+
+
+def _write_on_image(path: str, layer_data: list[LayerData], *, rtstruct: bool) -> list[str]:
+    layers = {kind: (data, meta) for data, meta, kind in layer_data}
+    image_meta = layers["image"][1]
+    data, meta = layers["labels"]
+    origin = origin_of(image_meta)
+    if origin is None:
+        raise FormatError(
+            path,
+            expected="an image that was opened with medseg",
+            found="an image layer that carries no grid of its own",
+            remedy="open the image with medseg, or select the labels alone if they were",
+            code="layer-origin",
+        )
+    own = origin_of(meta)
+    array = np.asarray(data)
+    _check_shape(path, array, origin)
+    apart = _apart_by_placement(meta, image_meta) if own is None else _apart(own, origin)
+    if apart:
+        raise GeometryError(
+            path,
+            expected="labels that lie on the voxels of the image",
+            found=apart,
+            remedy="select the image that the labels were drawn on",
+            code="layer-placement",
+        )
+    return _write(path, array, origin, own, meta, rtstruct=rtstruct)
 
 
 @contextmanager
@@ -136,21 +192,54 @@ def _write(
     path: str,
     data_shown: npt.NDArray[Any],
     origin: LayerOrigin,
-    scheme: LabelScheme | None,
-    made: AlgorithmType,
+    own: LayerOrigin | None,
+    meta: Mapping[str, Any],
+    *,
+    rtstruct: bool,
 ) -> list[str]:
-    target = _target(path)
-    labels = _label_map(path, data_shown, origin, scheme)
+    target = _target(path, ".dcm" if rtstruct else ".nii.gz")
+    scheme = None if own is None else own.scheme
+    labels = labels_to_save(path, data_shown, origin, scheme)
+    beginning = None if own is None else own.beginning
+    types: dict[int, AlgorithmType] = {}
     if target.suffix.lower() == ".dcm":
-        _write_seg(labels, target, origin, made)
-    else:
-        from medseg.io.nifti import write_nifti_labels
-
-        write_nifti_labels(labels, target, origin.source)
+        edited = (meta.get("metadata") or {}).get(EDITED_KEY)
+        # the beginning lies on the grid that the labels were read on
+        on_own = labels.data_ijk if own is None else own.original_array(data_shown)
+        types = segment_types(_narrow(path, on_own), beginning, edited)
+    save_labels(labels, target, origin, types=types, beginning=beginning, rtstruct=rtstruct)
     return [str(target)]
 
 
-def _write_seg(labels: LabelMap, target: Path, origin: LayerOrigin, made: AlgorithmType) -> None:
+def save_labels(
+    labels: LabelMap,
+    target: Path,
+    origin: LayerOrigin,
+    *,
+    types: Mapping[int, AlgorithmType],
+    beginning: Beginning | None,
+    rtstruct: bool = False,
+) -> None:
+    """Write labels, read them back, and only then give the file its name.
+
+    Args:
+        labels: On the grid of the origin.
+        target: The ending chooses the format, as for :func:`write_labels`.
+        origin: Of the image.
+        types: For DICOM, how each label that is present came about.
+        beginning: Names what made those that are not by hand.
+        rtstruct: Whether ``.dcm`` means an RT structure set.
+
+    Raises:
+        MedsegError: As the writers of the formats; ``seg-source`` for DICOM on an image that comes
+            from another format.
+    """
+    lower = target.name.lower()
+    if not lower.endswith(".dcm"):
+        from medseg.io.nifti import write_nifti_labels
+
+        write_nifti_labels(labels, target, origin.source)
+        return
     if not isinstance(origin.source, DicomSource):
         raise FormatError(
             str(target),
@@ -159,24 +248,33 @@ def _write_seg(labels: LabelMap, target: Path, origin: LayerOrigin, made: Algori
             remedy="save as .nii.gz",
             code="seg-source",
         )
-    from medseg.io.dicom_seg import write_seg
+    from medseg.io.dicom_seg import Algorithm, write_seg
+    from medseg.io.rtstruct import write_rtstruct as write_contours
 
-    write_seg(labels, target, origin.source, algorithm=None, algorithm_type=made)
+    made_by = beginning.algorithm if beginning is not None else None
+    if made_by is None and "AUTOMATIC" in types.values():
+        made_by = ("not recorded", "not recorded")
+    algorithm = (
+        None if made_by is None or set(types.values()) == {"MANUAL"} else Algorithm(*made_by)
+    )
+    write = write_contours if rtstruct or lower.endswith(_RTSTRUCT_END) else write_seg
+    write(labels, target, origin.source, algorithm=algorithm, algorithm_type=types)
 
 
-def _target(path: str) -> Path:
+def _target(path: str, ending: str) -> Path:
     target = Path(path)
-    if target.name.lower().endswith(_SUFFIXES):
+    wanted = (".dcm",) if ending == ".dcm" else _SUFFIXES
+    if target.name.lower().endswith(wanted):
         return target
     if target.suffix:
         raise FormatError(
             path,
-            expected=f"a name that ends in {', '.join(_SUFFIXES)}",
+            expected=f"a name that ends in {', '.join(wanted)}",
             found=f"the ending {target.suffix}",
             remedy="rename the output",
             code="output-suffix",
         )
-    target = target.with_name(target.name + ".nii.gz")
+    target = target.with_name(target.name + ending)
     if target.exists():  # the dialog asked about the name without the ending
         raise ResourceError(
             str(target),
@@ -188,23 +286,40 @@ def _target(path: str) -> Path:
     return target
 
 
-def _label_map(
-    path: str, data_shown: npt.NDArray[Any], origin: LayerOrigin, scheme: LabelScheme | None
+def labels_to_save(
+    where: str, data_shown: npt.NDArray[Any], origin: LayerOrigin, scheme: LabelScheme | None
 ) -> LabelMap:
-    _check_shape(path, data_shown, origin)
-    low, high = int(data_shown.min()), int(data_shown.max())
+    """What a layer holds as a label map on the grid of its image.
+
+    Args:
+        where: Named in errors.
+        data_shown: Along I, P, L.
+        origin: Of the image.
+        scheme: Names and colours, where known; other values get plain ones.
+
+    Raises:
+        ShapeError: ``layer-shape``.
+        FormatError: ``labels-range``.
+    """
+    _check_shape(where, data_shown, origin)
+    narrow = _narrow(where, data_shown)
+    return LabelMap(
+        origin.original_array(narrow), origin.grid, _scheme_for(present_values(narrow), scheme)
+    )
+
+
+def _narrow(where: str, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Labels in one or two bytes; the same array where they are."""
+    low, high = int(data.min()), int(data.max())
     if low < 0 or high > 65535:
         raise FormatError(
-            path,
+            where,
             expected="labels from 0 to 65535",
             found=f"values from {low} to {high}",
             remedy="renumber the labels",
             code="labels-range",
         )
-    narrow = data_shown.astype(np.uint8 if high <= 255 else np.uint16)
-    return LabelMap(
-        origin.original_array(narrow), origin.grid, _scheme_for(present_values(narrow), scheme)
-    )
+    return data.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
 
 
 def _check_shape(path: str, data_shown: npt.NDArray[Any], origin: LayerOrigin) -> None:

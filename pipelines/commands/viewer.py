@@ -1,0 +1,70 @@
+"""``medseg napari``."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.errors import ConfigError
+from pipelines.commands.console import answering, app
+
+__all__ = ["napari"]
+
+_INSTALL = 'pip install "medseg[napari]"'
+
+
+class Sample(StrEnum):
+    """What can be opened without any file."""
+
+    HIPPOCAMPUS = "hippocampus"
+    CT = "ct"
+    HEART = "heart"
+
+
+@app.command()
+@answering
+def napari(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images, label files, and folders or zips of DICOM studies."),
+    ] = None,
+    sample: Annotated[
+        Sample | None, typer.Option(help="Open a sample: an MR, a made CT or a made heart.")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="A folder of yours with models, beside the packaged ones.")
+    ] = None,
+) -> None:
+    """Start the viewer with medseg's docks: run models, correct their output, send it back."""
+    if importlib.util.find_spec("napari") is None:
+        raise ConfigError(
+            "medseg napari",
+            expected="the viewer, which is an extra of the package",
+            found="none installed",
+            remedy=_INSTALL,
+            code="napari-missing",
+        )
+    for path in (*(paths or []), *([models] if models else [])):
+        if not path.exists():
+            raise ConfigError(
+                str(path),
+                expected="a file or folder",
+                found="nothing of that name",
+                remedy="check the path",
+                code="input-missing",
+            )
+    arguments = [str(path.resolve()) for path in paths or []]
+    arguments += [] if sample is None else ["--sample", sample.value]
+    arguments += [] if models is None else ["--models", str(models.resolve())]
+    # in a process of its own: the command line never loads a viewer
+    done = subprocess.run(  # noqa: S603 - this interpreter and paths that exist
+        [sys.executable, "-m", "medseg_napari", *arguments], check=False
+    )
+    if done.returncode:
+        raise typer.Exit(1)

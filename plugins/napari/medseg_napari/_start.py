@@ -1,0 +1,77 @@
+"""napari with medseg's docks and what is to be opened."""
+
+# ruff: noqa: PLC0415 - napari takes seconds to import: after the arguments were understood
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg import NOTICE
+from medseg.errors import MedsegError
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+__all__ = ["SAMPLES", "main", "open_viewer"]
+
+SAMPLES = ("hippocampus", "ct", "heart")
+DOCKS = ("Run a model", "Send it back")
+
+
+def open_viewer(
+    paths: Sequence[Path] = (),
+    *,
+    sample: str | None = None,
+    models: Path | None = None,
+    show: bool = True,
+) -> Viewer:
+    """A viewer with the docks, and something opened in it.
+
+    What cannot be opened is told in the viewer, which stays.
+
+    Args:
+        paths: Files, folders and zips.
+        sample: One of :data:`SAMPLES`.
+        models: Folder with models of the user.
+        show: Whether the window is to be seen.
+    """
+    import napari
+    from napari.utils.notifications import show_error
+
+    viewer = napari.Viewer(title=f"napari with medseg. {NOTICE}", show=show)
+    if sample is not None:
+        viewer.open_sample("medseg", sample)
+    for path in paths:
+        try:
+            viewer.open(str(path), plugin="medseg")
+        except MedsegError as error:
+            show_error(str(error))
+        except Exception as error:  # npe2 wraps what a reader raises
+            cause = error.__cause__ or error.__context__
+            show_error(str(cause if isinstance(cause, MedsegError) else error))
+    widgets: dict[str, Any] = {}
+    first = None
+    for title in DOCKS:
+        dock, widgets[title] = viewer.window.add_plugin_dock_widget("medseg", title, tabify=True)
+        first = first or dock
+    if first is not None:
+        first.raise_()
+    if models is not None:
+        widgets[DOCKS[0]].look_for_models(models)
+    return viewer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Start napari and return when it is closed."""
+    parser = argparse.ArgumentParser(prog="medseg napari", description="napari with medseg")
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--sample", choices=SAMPLES)
+    parser.add_argument("--models", type=Path)
+    given = parser.parse_args(arguments)
+    open_viewer(given.paths, sample=given.sample, models=given.models)
+    import napari
+
+    napari.run()
