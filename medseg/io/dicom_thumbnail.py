@@ -49,4 +49,5 @@ def thumbnail(stack: Stack, study: Study, side: int = 96) -> npt.NDArray[np.uint
     values = small.astype(np.float32) * slope + intercept
     low, high = np.percentile(values, (1, 99))
     greys = (values - low) / max(float(high - low), 1e-6) * 255
-    return np.clip(greys, 0, 255).astype(np.uint8)
+    shown: npt.NDArray[np.uint8] = np.clip(greys, 0, 255).astype(np.uint8)
+    return shown

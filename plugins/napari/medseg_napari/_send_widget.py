@@ -29,7 +29,7 @@ from medseg.io.scan import DicomSource
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._send import CHANNELS_KEY, SECONDS_KEY, Parcel
 from medseg_napari._training_set import Layout
-from medseg_napari._worker import time_in_words
+from medseg_napari._words import time_in_words
 from medseg_napari._writer import EDITED_KEY, image_below
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,23 +32,21 @@ from medseg.inference.store import choices_path
 from medseg_napari._badge import badge_of, show_badges
 from medseg_napari._controller import (
     Failed,
-    ImageInput,
     Part,
     Planned,
-    Request,
     Result,
     RunController,
-    RunOptions,
     RunState,
     Task,
     Update,
-    region_of_shapes,
 )
 from medseg_napari._layers import doubt_layer, label_colours
 from medseg_napari._models import FoundModel, FoundModels, find_all_models, user_models
 from medseg_napari._origin import METADATA_KEY, origin_of
+from medseg_napari._request import ImageInput, Request, RunOptions, region_of_shapes
 from medseg_napari._send import CHANNELS_KEY
-from medseg_napari._worker import Activity, start_worker, time_in_words
+from medseg_napari._words import going_on, model_in_words, plan_in_words
+from medseg_napari._worker import Activity, start_worker
 
 if TYPE_CHECKING:
     from napari.layers import Labels, Layer
@@ -208,7 +205,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     def _model_changed(self) -> None:
         model = self.model
-        self.about_model.setText("" if model is None else _about(model))
+        self.about_model.setText("" if model is None else model_in_words(model))
         while self._channel_form.rowCount():
             self._channel_form.removeRow(0)
         self._channel_boxes = []
@@ -433,12 +430,12 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         running = state.is_busy and state.kind == "run"
         self.run_button.setEnabled(not running and self._image(0) is not None)
         self.stop_button.setEnabled(running and state.phase != "stopping")
-        self.plan_text.setText(_plan_in_words(state))
+        self.plan_text.setText(plan_in_words(state))
         self.bar.setVisible(running)
         if running:
             self.bar.setRange(0, state.total)
             self.bar.setValue(state.done)
-            self._say(_going_on(state))
+            self._say(going_on(state))
             if self._activity is not None:
                 self._activity.show(state.done, state.total, state.seconds_left)
         elif not state.is_busy:
@@ -510,45 +507,6 @@ def _corners_mm(shapes: Shapes, points: Any) -> Any:  # noqa: ANN401 - arrays
     import numpy as np  # noqa: PLC0415
 
     return np.array([shapes.data_to_world(point) for point in points])
-
-
-def _about(model: FoundModel) -> str:
-    card = model.card
-    labels = ", ".join(
-        f'<span style="color: rgb{label.rgb}">&#9632;</span>&nbsp;{escape(label.name)}'
-        for label in card.scheme().labels
-    )
-    cases = card.training.training_cases
-    return (
-        f"{labels}<br>trained on {cases} case{'' if cases == 1 else 's'} of "
-        f"{escape(card.training.dataset)}; {escape(card.licence)}"
-    )
-
-
-def _plan_in_words(state: RunState) -> str:
-    if state.plan is None:
-        return "Planning..." if state.phase == "loading" and state.kind == "plan" else ""
-    from medseg.inference.memory import in_words  # noqa: PLC0415 - loaded where there is a plan
-
-    plan = state.plan
-    vram = f", {in_words(plan.vram_bytes)} on the GPU" if plan.vram_bytes else ""
-    windows = f"{plan.windows} window{'' if plan.windows == 1 else 's'}"
-    return (
-        f"{in_words(plan.ram_bytes)} of memory at the peak{vram}; {windows}, "
-        f"about {time_in_words(max(1.0, plan.seconds))}"
-    )
-
-
-def _going_on(state: RunState) -> str:
-    if state.phase == "loading":
-        return "Loading and planning..."
-    if state.phase == "stopping":
-        return "Stopping..."
-    left = state.seconds_left
-    rest = "" if left is None else f", about {time_in_words(left)} left"
-    if not state.total:
-        return "Running..."
-    return f"{state.stage}: {state.done} of {state.total}{rest}"
 
 
 def _device_names() -> Iterator[list[str]]:

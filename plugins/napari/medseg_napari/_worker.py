@@ -9,6 +9,8 @@ from typing import Any
 
 from napari.utils import cancelable_progress
 
+from medseg_napari._words import time_in_words
+
 __all__ = ["Activity", "start_worker"]
 
 
@@ -19,6 +21,9 @@ class Activity(cancelable_progress):  # type: ignore[misc] # napari is untyped h
         title: What is going on.
         stop: Called when its button is pressed.
     """
+
+    total: int
+    n: int
 
     def __init__(self, title: str, stop: Callable[[], None]) -> None:
         super().__init__(total=0, desc=title, cancel_callback=stop)
@@ -55,21 +60,6 @@ class Activity(cancelable_progress):  # type: ignore[misc] # napari is untyped h
         if not self._is_closed:
             self._is_closed = True
             super().close()
-
-
-def time_in_words(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> time_in_words(7.4), time_in_words(200)
-    ('7 s', '3 min 20 s')
-    """
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def start_worker(

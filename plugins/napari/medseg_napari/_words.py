@@ -1,0 +1,69 @@
+"""What the dock says: of a model, of a plan, of a run that goes on."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medseg_napari._controller import RunState
+    from medseg_napari._models import FoundModel
+
+__all__ = ["going_on", "model_in_words", "plan_in_words", "time_in_words"]
+
+
+def model_in_words(model: FoundModel) -> str:
+    """Labels with their colours, training data and licence, as rich text."""
+    card = model.card
+    labels = ", ".join(
+        f'<span style="color: rgb{label.rgb}">&#9632;</span>&nbsp;{escape(label.name)}'
+        for label in card.scheme().labels
+    )
+    cases = card.training.training_cases
+    return (
+        f"{labels}<br>trained on {cases} case{'' if cases == 1 else 's'} of "
+        f"{escape(card.training.dataset)}; {escape(card.licence)}"
+    )
+
+
+def plan_in_words(state: RunState) -> str:
+    """What a run would take; empty while that is not known."""
+    if state.plan is None:
+        return "Planning..." if state.phase == "loading" and state.kind == "plan" else ""
+    from medseg.inference.memory import in_words  # noqa: PLC0415 - loaded where there is a plan
+
+    plan = state.plan
+    vram = f", {in_words(plan.vram_bytes)} on the GPU" if plan.vram_bytes else ""
+    windows = f"{plan.windows} window{'' if plan.windows == 1 else 's'}"
+    return (
+        f"{in_words(plan.ram_bytes)} of memory at the peak{vram}; {windows}, "
+        f"about {time_in_words(max(1.0, plan.seconds))}"
+    )
+
+
+def going_on(state: RunState) -> str:
+    """How far a run is."""
+    if state.phase == "loading":
+        return "Loading and planning..."
+    if state.phase == "stopping":
+        return "Stopping..."
+    left = state.seconds_left
+    rest = "" if left is None else f", about {time_in_words(left)} left"
+    if not state.total:
+        return "Running..."
+    return f"{state.stage}: {state.done} of {state.total}{rest}"
+
+
+def time_in_words(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> time_in_words(7.4), time_in_words(200)
+    ('7 s', '3 min 20 s')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,328 @@
+"""The docks in a real napari window: open, run, stop, run again, correct, save, reopen, compare."""
+
+# ruff: noqa: PLC0415 - napari takes seconds to import, and reads NAPARI_CONFIG then
+
+import time
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from medseg.io.dicom_export import write_dicom_series
+from medseg.io.dicom_series import read_dicom_series
+from medseg_napari._origin import origin_of
+from tests.plugin.sources import noise_volume, oblique_grid, write_nifti_image
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.gui
+
+SHAPE = (24, 22, 20)
+LONG_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny").parent
+
+
+@pytest.fixture
+def dock(viewer, models, monkeypatch, tmp_path):
+    """The dock that runs models, with the tiny one chosen; plans are made on request alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("medseg_napari._widget._PLAN_AFTER_MS", 1_000_000_000)
+    _, widget = viewer.window.add_plugin_dock_widget("medseg", "Run a model")
+    widget.look_for_models(models)
+    widget.choose_model("tiny")
+    yield widget
+    widget.stop()
+
+
+@pytest.fixture
+def send(viewer):
+    return viewer.window.add_plugin_dock_widget("medseg", "Send it back")[1]
+
+
+@pytest.fixture
+def image(viewer, tmp_path):
+    write_nifti_image(tmp_path / "image.nii.gz", oblique_grid(SHAPE))
+    return viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")[0]
+
+
+@pytest.fixture
+def series(viewer, tmp_path):
+    volume = noise_volume(oblique_grid(SHAPE))
+    write_dicom_series(volume, tmp_path / "series", modality="MR", random_names=True)
+    return viewer.open(str(tmp_path / "series"), plugin="medseg")[0]
+
+
+def finish(qtbot, dock):
+    qtbot.waitUntil(lambda: not dock.controller.state.is_busy, timeout=LONG_MS)
+    return dock.controller.state
+
+
+def labels_of(viewer):
+    from napari.layers import Labels
+
+    return [layer for layer in viewer.layers if isinstance(layer, Labels)]
+
+
+class Slow:
+    """Each layer of a network takes a while: room to act while one goes on."""
+
+    def __enter__(self):
+        def wait(module, arguments):
+            time.sleep(0.15)
+
+        self._hook = torch.nn.modules.module.register_module_forward_pre_hook(wait)
+
+    def __exit__(self, *error):
+        self._hook.remove()
+
+
+def begin_slowly(qtbot, dock):
+    dock.run()
+    qtbot.waitUntil(lambda: dock.controller.state.phase == "running", timeout=LONG_MS)
+
+
+def test_a_model_runs_is_corrected_sent_back_and_opened_again(
+    qtbot, viewer, dock, send, series, tmp_path
+):
+    dock.run()
+    assert finish(qtbot, dock).phase == "done"
+    [result] = labels_of(viewer)
+    assert result.editable
+    assert result.data.shape == series.data.shape
+    assert set(np.unique(result.data)) <= {0, 1, 5}
+    value = int(np.unique(result.data)[-1])
+    place = tuple(np.argwhere(result.data == value)[0])
+    send.refresh()
+    kinds = {send.table.item(row, 1).text() for row in range(send.table.rowCount())}
+    assert kinds == {"model"}
+    result.data_setitem(tuple(np.array([index]) for index in place), 0)
+    assert send.save(tmp_path / "out.dcm"), send.message.text()
+    assert "Saved and verified: out.dcm" in send.message.text()
+    types = {
+        one.SegmentLabel: one.SegmentAlgorithmType
+        for one in pydicom.dcmread(tmp_path / "out.dcm").SegmentSequence
+    }
+    edited = "near" if value == 1 else "far"
+    assert types.pop(edited) == "SEMIAUTOMATIC"
+    assert set(types.values()) <= {"AUTOMATIC"}
+    expected = origin_of({"metadata": result.metadata}).original_array(result.data)
+    viewer.layers.remove(result)
+    again = viewer.open(str(tmp_path / "out.dcm"), plugin="medseg")[-1]
+    found = origin_of({"metadata": again.metadata})
+    # the segments of a SEG are numbered anew
+    names = {label.value: label.name for label in found.scheme.labels}
+    data = found.original_array(again.data)
+    for number, name in names.items():
+        np.testing.assert_array_equal(data == number, expected == {"near": 1, "far": 5}[name])
+    grid = read_dicom_series(tmp_path / "series").volume.grid
+    assert found.grid.distance_mm(grid) < 0.01
+
+
+def test_a_run_is_stopped_leaves_nothing_and_can_be_run_again(qtbot, viewer, dock, image):
+    with Slow():
+        begin_slowly(qtbot, dock)
+        assert not dock.run_button.isEnabled()
+        assert dock.stop_button.isEnabled()
+        began = time.perf_counter()
+        dock.stop_button.click()
+        assert dock.controller.state.phase == "stopping"
+        state = finish(qtbot, dock)
+    assert time.perf_counter() - began < 2
+    assert state.phase == "stopped"
+    assert labels_of(viewer) == []
+    assert "nothing was kept" in dock.message.text()
+    for count in (1, 2):
+        dock.run_button.click()
+        assert finish(qtbot, dock).phase == "done"
+        assert len(labels_of(viewer)) == count
+    first, second = labels_of(viewer)
+    np.testing.assert_array_equal(first.data, second.data)
+    assert first.name != second.name
+
+
+def test_the_activity_dock_shows_the_run_and_its_button_stops_it(qtbot, viewer, dock, image):
+    from napari.utils import cancelable_progress
+
+    with Slow():
+        begin_slowly(qtbot, dock)
+        shown = [one for one in cancelable_progress._all_instances if "tiny on" in str(one.desc)]
+        assert len(shown) == 1
+        shown[0].cancel()
+        assert finish(qtbot, dock).phase == "stopped"
+    assert not [one for one in cancelable_progress._all_instances if "tiny on" in str(one.desc)]
+
+
+def test_closing_the_image_ends_the_run_and_the_viewer_lives_on(qtbot, viewer, dock, image):
+    with Slow():
+        begin_slowly(qtbot, dock)
+        viewer.layers.remove(image)
+        assert finish(qtbot, dock).phase == "stopped"
+    assert "The image was closed" in dock.message.text()
+    assert list(viewer.layers) == []
+    assert not dock.run_button.isEnabled()
+
+
+def test_closing_the_result_ends_the_run(qtbot, viewer, dock, image):
+    dock.run()
+    seen = []
+
+    def close_it(event):
+        if not seen and event.value is not image:
+            seen.append(event.value)
+            from qtpy.QtCore import QTimer
+
+            QTimer.singleShot(0, lambda: viewer.layers.remove(seen[0]))
+
+    viewer.layers.events.inserted.connect(close_it)
+    finish(qtbot, dock)
+    qtbot.wait(200)
+    assert seen
+    assert list(viewer.layers) == [image]
+
+
+def test_a_dead_model_gives_a_message_and_a_living_viewer(qtbot, viewer, dock, image, tmp_path):
+    folder = write_tiny_model(tmp_path / "models" / "dead")
+    (folder / "weights.safetensors").write_bytes(b"nothing")
+    dock.look_for_models(folder.parent)
+    dock.choose_model("dead")
+    dock.run()
+    assert finish(qtbot, dock).phase == "failed"
+    assert "copy the model folder again" in dock.message.text()
+    assert list(viewer.layers) == [image]
+    assert dock.run_button.isEnabled()
+
+
+def test_the_plan_is_told_before_a_run(qtbot, dock, image):
+    dock.plan()
+    assert finish(qtbot, dock).plan is not None
+    assert "of memory at the peak" in dock.plan_text.text()
+    assert "window" in dock.plan_text.text()
+    dock.fast_check.setChecked(True)
+    assert dock.plan_text.text() == ""
+
+
+def test_a_region_from_a_shapes_box_limits_the_result(qtbot, viewer, dock, image):
+    low = image.data_to_world((2, 3, 4))
+    high = image.data_to_world((12, 15, 16))
+    box = np.array([low, (low[0], low[1], high[2]), high, (high[0], high[1], low[2])])
+    shapes = viewer.add_shapes([box], shape_type="polygon", name="box")
+    dock.region_box.setCurrentIndex(dock.region_box.findText("box"))
+    assert dock.request().region_shown == ((2, 13), (3, 16), (4, 17))
+    dock.run()
+    assert finish(qtbot, dock).phase == "done"
+    [result] = labels_of(viewer)
+    outside = np.ones(result.data.shape, dtype=bool)
+    outside[2:13, 3:16, 4:17] = False
+    assert not result.data[outside].any()
+    viewer.layers.remove(shapes)
+    assert dock.region_box.currentText() == "whole image"
+
+
+def test_doubt_becomes_a_layer_that_is_no_image_to_run_on(qtbot, viewer, dock, image):
+    dock.doubt_check.setChecked(True)
+    dock.run()
+    assert finish(qtbot, dock).phase == "done"
+    doubt = viewer.layers[-1]
+    assert doubt.name.endswith("doubt")
+    assert dock._channel_boxes[0].count() == 1
+
+
+def test_without_an_image_the_dock_says_what_is_missing(dock):
+    assert not dock.run_button.isEnabled()
+    dock.run()
+    assert "Open an image with medseg first" in dock.message.text()
+
+
+def test_an_oblique_image_has_a_badge_as_long_as_it_is_visible(viewer, dock, image):
+    assert "oblique by" in dock.about_image.text()
+    assert viewer.text_overlay.visible
+    assert viewer.text_overlay.text.startswith("oblique by")
+    image.visible = False
+    assert not viewer.text_overlay.visible
+    image.visible = True
+    viewer.layers.remove(image)
+    assert viewer.text_overlay.text == ""
+
+
+def test_labels_drawn_on_an_image_are_sent_as_drawn_by_hand(viewer, send, series, tmp_path):
+    viewer.layers.selection.active = series
+    viewer._new_labels()
+    labels = viewer.layers[-1]
+    labels.data[3:6, 4:8, 5:9] = 2
+    send.refresh()
+    assert send.table.item(0, 1).text() == "by hand"
+    assert send.save(tmp_path / "rt.dcm", rtstruct=True), send.message.text()
+    [roi] = pydicom.dcmread(tmp_path / "rt.dcm").StructureSetROISequence
+    assert roi.ROIGenerationAlgorithm == "MANUAL"
+    assert send.save_report(tmp_path / "effort.json")
+    assert send.add_to_training_set(tmp_path / "set"), send.message.text()
+    assert "holds 1 case" in send.message.text()
+
+
+def test_what_cannot_be_saved_is_told_in_the_dock(viewer, send, image, tmp_path):
+    viewer.layers.selection.active = image
+    viewer._new_labels()
+    assert not send.save(tmp_path / "gone" / "out.nii.gz")
+    assert "expected an existing folder" in send.message.text()
+    assert not send.save(tmp_path / "out.dcm")
+    assert "labels on a DICOM series" in send.message.text()
+
+
+def test_labels_on_nothing_of_ours_cannot_be_sent(viewer, send, tmp_path):
+    viewer.add_labels(np.zeros((4, 5, 6), dtype=np.uint8))
+    assert "no image opened with medseg" in send.summary.text()
+    assert not send.save_button.isEnabled()
+    assert not send.save(tmp_path / "out.nii.gz")
+
+
+def test_of_several_series_the_user_chooses(qtbot, viewer, tmp_path):
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication
+
+    from medseg_napari._chooser import SeriesChooser
+
+    for number, shape in enumerate([(8, 9, 10), (9, 9, 6)], start=1):
+        volume = noise_volume(oblique_grid(shape))
+        folder = tmp_path / "study" / str(number)
+        write_dicom_series(volume, folder, modality="MR", series_number=number)
+    seen = []
+
+    def choose():
+        [dialog] = [one for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)]
+        qtbot.waitUntil(lambda: not dialog._timer.isActive(), timeout=LONG_MS)
+        seen.append([dialog.list.item(n).text() for n in range(dialog.list.count())])
+        dialog.list.clearSelection()
+        dialog.list.item(1).setSelected(True)
+        dialog.accept()
+
+    QTimer.singleShot(300, choose)
+    [layer] = viewer.open(str(tmp_path / "study"), plugin="medseg")
+    assert layer.name == "2: MR"
+    assert "8 x 9 x 10 voxels" in seen[0][0]
+    QTimer.singleShot(
+        300,
+        lambda: [
+            one.reject() for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)
+        ],
+    )
+    assert viewer.open(str(tmp_path / "study"), plugin="medseg") == []
+    assert len(viewer.layers) == 1
+
+
+def test_the_start_opens_a_sample_and_both_docks(monkeypatch, tmp_path, qtbot):
+    monkeypatch.setenv("NAPARI_CONFIG", str(tmp_path / "settings.yaml"))
+    from medseg_napari._start import open_viewer
+
+    (tmp_path / "broken.nii.gz").write_bytes(b"")
+    viewer = open_viewer([tmp_path / "broken.nii.gz"], sample="hippocampus", models=tmp_path)
+    try:
+        assert [layer.name for layer in viewer.layers] == ["hippocampus T1", "hippocampus expert"]
+        titles = " ".join(viewer.window.dock_widgets)
+        assert "Run a model" in titles
+        assert "Send it back" in titles
+    finally:
+        viewer.close()
