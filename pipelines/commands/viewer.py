@@ -57,7 +57,7 @@ def napari(
                 expected="a file or folder",
                 found="nothing of that name",
                 remedy="check the path",
-                code="input-missing",
+                code="file-missing",
             )
     arguments = [str(path.resolve()) for path in paths or []]
     arguments += [] if sample is None else ["--sample", sample.value]

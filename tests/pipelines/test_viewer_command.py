@@ -24,7 +24,7 @@ def test_a_path_that_is_not_there_is_refused_before_anything_starts(words, tmp_p
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["napari", *words])
     assert done.exit_code == 2
-    assert "[input-missing]" in done.stderr
+    assert "[file-missing]" in done.stderr
 
 
 def test_samples_of_the_command_are_those_of_the_plugin():

@@ -285,6 +285,7 @@ def test_of_several_series_the_user_chooses(qtbot, viewer, tmp_path):
 
     from medseg_napari._chooser import SeriesChooser
 
+    (tmp_path / "study").mkdir()
     for number, shape in enumerate([(8, 9, 10), (9, 9, 6)], start=1):
         volume = noise_volume(oblique_grid(shape))
         folder = tmp_path / "study" / str(number)

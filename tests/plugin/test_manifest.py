@@ -40,18 +40,23 @@ def test_every_command_of_the_manifest_imports(manifest):
 
 def test_every_contribution_names_a_command_of_the_manifest(manifest):
     offered = manifest.contributions
-    used = {item.command for item in (*offered.readers, *offered.writers, *offered.sample_data)}
+    parts = (offered.readers, offered.writers, offered.widgets, offered.sample_data)
+    used = {item.command for part in parts for item in part}
     assert used == {command.id for command in offered.commands}
 
 
 @pytest.mark.parametrize(
-    "name", ["a.nii", "a.nii.gz", "A.NII.GZ", "a.b.nii.gz", "a.nrrd", "a.nhdr", "a.mha", "a.mhd"]
+    "name",
+    [
+        *("a.nii", "a.nii.gz", "A.NII.GZ", "a.b.nii.gz", "a.nrrd", "a.nhdr", "a.mha", "a.mhd"),
+        *("a.zip", "a.dcm", "a.dicom", "DICOMDIR"),
+    ],
 )
 def test_volume_files_are_claimed(manager, name):
     assert readers_of(manager, name) == ["medseg.get_reader"]
 
 
-@pytest.mark.parametrize("name", ["a.gz", "a.tar.gz", "a.csv.gz", "nii.gz", "a.png", "a.dcm", "a"])
+@pytest.mark.parametrize("name", ["a.gz", "a.tar.gz", "a.csv.gz", "nii.gz", "a.png", "a.dcmx", "a"])
 def test_other_files_and_plain_gz_are_left_alone(manager, name):
     assert readers_of(manager, name) == []
 

@@ -121,7 +121,7 @@ def test_the_report_is_saved_as_json_or_as_a_table(image, tmp_path):
     assert content["model"] == {"name": "medseg organs", "version": "4", "weights_sha256": "abc"}
     assert "not a medical device" in content["notice"]
     parcel.save_report(tmp_path / "effort.csv")
-    rows = list(csv.DictReader((tmp_path / "effort.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "effort.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["liver", "spleen", "tumour"]
     assert float(rows[1]["dice"]) == 1
 

@@ -34,6 +34,7 @@ def nothing_open():
 def study(tmp_path):
     """Two series of one study."""
     root = tmp_path / "study"
+    root.mkdir()
     for number, (name, shape) in enumerate({"T1 sag": (12, 11, 10), "T2": (9, 9, 6)}.items(), 1):
         folder = root / f"s{number}"
         write_dicom_series(

@@ -86,10 +86,17 @@ def test_an_opened_label_file_is_edited_and_saved_alone(viewer, tmp_path):
     assert saved.max() == 2
 
 
-def test_a_refusal_to_save_reaches_the_user(viewer, tmp_path):
+def test_labels_painted_on_the_only_image_are_saved_alone(viewer, tmp_path):
     write_nifti_image(tmp_path / "image.nii.gz", oblique_grid())
     [image] = viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")
     labels = new_labels(viewer, image)
+    labels.paint((2, 3, 3), 4)
+    [written] = labels.save(str(tmp_path / "out.nii.gz"), plugin="medseg")
+    assert geometry_bytes(written) == geometry_bytes(tmp_path / "image.nii.gz")
+
+
+def test_a_refusal_to_save_reaches_the_user(viewer, tmp_path):
+    labels = viewer.add_labels(np.zeros((5, 6, 7), dtype=np.uint8))
     with pytest.raises(NotSavedError, match="select the labels together with the image"):
         labels.save(str(tmp_path / "out.nii.gz"), plugin="medseg")
 

@@ -15,7 +15,13 @@ from medseg.io.nifti import read_nifti_labels
 from medseg.io.writing import write_volume
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._reader import read_layers
-from medseg_napari._writer import NotSavedError, write_labels, write_labels_on_image
+from medseg_napari._writer import (
+    NotSavedError,
+    write_labels,
+    write_labels_on_image,
+    write_rtstruct,
+    write_rtstruct_on_image,
+)
 from tests.grids import marked
 from tests.plugin.sources import geometry_bytes, noise_volume, oblique_grid, write_nifti_image
 
@@ -113,8 +119,8 @@ def test_labels_from_a_file_saved_on_a_dicom_series_are_said_to_be_semiautomatic
     found = read_seg(Path(written), scheme, origin.grid)
     labels[0, 0, 0] = 2
     np.testing.assert_array_equal(origin.shown_array(found.data_ijk), labels)
-    types = {segment.SegmentAlgorithmType for segment in pydicom.dcmread(written).SegmentSequence}
-    assert types == {"SEMIAUTOMATIC"}
+    types = [segment.SegmentAlgorithmType for segment in pydicom.dcmread(written).SegmentSequence]
+    assert types == ["SEMIAUTOMATIC", "MANUAL"]  # of the file, and new
 
 
 def test_labels_on_a_dicom_series_can_be_saved_as_nifti_too(tmp_path, series):
@@ -169,10 +175,45 @@ def refused(tmp_path, code, words, writer, *arguments, name="out.nii.gz"):
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_labels_without_a_grid_are_refused_with_what_to_do(tmp_path, image):
+def test_labels_drawn_on_the_only_open_image_are_saved_on_its_grid(tmp_path, image):
+    labels, meta, _ = drawn_on(image)
+    [written] = write_labels(str(tmp_path / "out.nii.gz"), labels, meta)
+    assert geometry_bytes(written) == geometry_bytes(tmp_path / "image.nii.gz")
+    shown = origin_of(image[1]).shown_array(np.asarray(nib.load(written).dataobj))
+    np.testing.assert_array_equal(shown, labels)
+
+
+def test_labels_that_could_lie_on_two_images_are_refused_with_what_to_do(tmp_path, image):
+    write_nifti_image(tmp_path / "other.nii.gz", oblique_grid())
+    other = read_layers(str(tmp_path / "other.nii.gz"))[0]
     labels, meta, _ = drawn_on(image)
     words = "a layer that carries no grid of its own; select the labels together with the image"
     refused(tmp_path, "layer-origin", words, write_labels, labels, meta)
+    assert other is not None
+
+
+def test_labels_beside_every_image_are_refused(tmp_path, image):
+    labels, meta, _ = drawn_on(image)
+    moved = meta | {"translate": np.add(meta["translate"], (0, 0, 1))}
+    refused(tmp_path, "layer-origin", "no grid of its own", write_labels, labels, moved)
+
+
+@pytest.mark.parametrize("name", ["out.dcm", "out_rtstruct.dcm"])
+def test_a_structure_set_is_written_by_its_name_or_its_writer(tmp_path, series, name):
+    labels, meta, kind = drawn_on(series)
+    labels[1:4, 1:4, 1:4] = 1
+    layers = [series, (labels, meta, kind)]
+    writer = write_labels_on_image if "rtstruct" in name else write_rtstruct_on_image
+    [written] = writer(str(tmp_path / name), layers)
+    assert pydicom.dcmread(written).Modality == "RTSTRUCT"
+    [alone] = write_rtstruct(str(tmp_path / "alone.dcm"), labels, meta)
+    assert pydicom.dcmread(alone).Modality == "RTSTRUCT"
+
+
+def test_a_structure_set_has_no_other_ending(tmp_path, series):
+    labels, meta, _ = drawn_on(series)
+    words = "a name that ends in .dcm, found the ending .gz"
+    refused(tmp_path, "output-suffix", words, write_rtstruct, labels, meta)
 
 
 def test_an_image_from_elsewhere_lends_no_grid(tmp_path, image):

@@ -209,11 +209,12 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         while self._channel_form.rowCount():
             self._channel_form.removeRow(0)
         self._channel_boxes = []
-        for channel in () if model is None else model.channels:
+        channels = () if model is None else model.channels
+        for channel in channels:
             box = QComboBox()
             box.currentIndexChanged.connect(self._image_changed)
             self._channel_boxes.append(box)
-            self._channel_form.addRow("image" if len(model.channels) == 1 else channel, box)
+            self._channel_form.addRow("image" if len(channels) == 1 else channel, box)
         self._layers_changed()
 
     def _devices_found(self, names: list[str]) -> None:
@@ -284,8 +285,9 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             MedsegError: If the region lies beside the image.
         """
         model = self.model
-        layers = [self._image(number) for number in range(len(self._channel_boxes))]
-        if model is None or not layers or any(layer is None for layer in layers):
+        chosen = [self._image(number) for number in range(len(self._channel_boxes))]
+        layers = [layer for layer in chosen if layer is not None]
+        if model is None or not layers or len(layers) < len(chosen):
             return None
         images = []
         for layer in layers:
