@@ -385,9 +385,10 @@ def test_memory_that_runs_out_becomes_a_message(controller, model, path, monkeyp
 
 
 def test_a_plan_that_no_longer_holds_is_forgotten_unless_something_is_at_work(controller):
-    controller.state = RunState("done", plan=object())
+    controller.state = RunState("done", plan=object(), message="2 s")
     controller.forget_plan()
     assert controller.state.plan is None
+    assert (controller.state.phase, controller.state.message) == ("done", "2 s")
     controller.state = RunState("running", plan="plan")
     controller.forget_plan()
     assert controller.state.plan == "plan"

@@ -35,7 +35,7 @@ def dock(viewer, models, monkeypatch, tmp_path):
     widget.look_for_models(models)
     widget.choose_model("tiny")
     yield widget
-    widget.stop()
+    widget.controller.close()
 
 
 @pytest.fixture
@@ -312,6 +312,19 @@ def test_of_several_series_the_user_chooses(qtbot, viewer, tmp_path):
     )
     assert viewer.open(str(tmp_path / "study"), plugin="medseg") == []
     assert len(viewer.layers) == 1
+
+
+def test_a_dock_that_was_closed_hears_no_more(qtbot, viewer, dock, send, image):
+    with Slow():
+        begin_slowly(qtbot, dock)
+        for widget in (dock, send):
+            widget.setParent(None)
+            widget.deleteLater()
+        qtbot.wait(100)
+        qtbot.waitUntil(lambda: not dock.controller._working.locked(), timeout=LONG_MS)
+    viewer.add_labels(np.zeros((4, 5, 6), dtype=np.uint8))
+    image.name = "another"
+    viewer.layers.clear()
 
 
 def test_the_start_opens_a_sample_and_both_docks(monkeypatch, tmp_path, qtbot):

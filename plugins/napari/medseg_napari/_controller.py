@@ -222,10 +222,15 @@ class RunController:
             self._task.stop(reason)
             self._set(replace(self.state, phase="stopping", seconds_left=None))
 
+    def close(self) -> None:
+        """End what is going on and tell nobody: the window is gone."""
+        self._on_change = None
+        self.stop()
+
     def forget_plan(self) -> None:
         """What is chosen has changed: the plan holds no more."""
-        if not self.state.is_busy:
-            self._set(RunState())
+        if not self.state.is_busy and self.state.plan is not None:
+            self._set(replace(self.state, plan=None))
 
     def look(self) -> None:
         """Take over how far the worker is."""

@@ -26,10 +26,12 @@ from qtpy.QtWidgets import (
 from medseg import NOTICE
 from medseg.errors import MedsegError
 from medseg.io.scan import DicomSource
+from medseg_napari._layer_boxes import fill, index_of
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._send import CHANNELS_KEY, SECONDS_KEY, Parcel
 from medseg_napari._training_set import Layout
 from medseg_napari._words import time_in_words
+from medseg_napari._worker import Listening
 from medseg_napari._writer import EDITED_KEY, image_below
 
 if TYPE_CHECKING:
@@ -86,11 +88,11 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._timer.setSingleShot(True)
         self._timer.setInterval(_REFRESH_AFTER_MS)
         self._timer.timeout.connect(self.refresh)
+        self._listening = Listening(self, self._unwatch)
         events = self._viewer.layers.events
-        events.inserted.connect(self._layers_changed)
-        events.removed.connect(self._layers_changed)
-        self._viewer.layers.selection.events.active.connect(self._active_changed)
-        self.destroyed.connect(self._forget_viewer)
+        self._listening.to(events.inserted, self._layers_changed)
+        self._listening.to(events.removed, self._layers_changed)
+        self._listening.to(self._viewer.layers.selection.events.active, self._active_changed)
         self._layers_changed()
 
     def _arrange(self) -> None:
@@ -119,29 +121,29 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
     def _layers_changed(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - napari's
         layers = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
         wanted = self.layer_box.currentData()
-        self.layer_box.blockSignals(True)
-        self.layer_box.clear()
-        for layer in layers:
-            self.layer_box.addItem(layer.name, layer)
-        found = next((n for n, layer in enumerate(layers) if layer is wanted), len(layers) - 1)
-        self.layer_box.setCurrentIndex(found)
-        self.layer_box.blockSignals(False)
+        if not any(layer is wanted for layer in layers):
+            wanted = layers[-1] if layers else None
+        fill(self.layer_box, [(layer.name, layer) for layer in layers], wanted)
         self._layer_changed()
 
     def _active_changed(self, event: Any) -> None:  # noqa: ANN401 - napari's
         if isinstance(event.value, Labels):
-            self.layer_box.setCurrentIndex(self.layer_box.findData(event.value))
+            self.layer_box.setCurrentIndex(index_of(self.layer_box, event.value))
 
     def _layer_changed(self) -> None:
         layer = self.layer
-        if self._watched is not None:
-            for name in ("labels_update", "data", "paint"):
-                getattr(self._watched.events, name).disconnect(self._edited)
+        self._unwatch()
         self._watched = layer
         if layer is not None:
             for name in ("labels_update", "data", "paint"):
                 getattr(layer.events, name).connect(self._edited)
         self.refresh()
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            for name in ("labels_update", "data", "paint"):
+                getattr(self._watched.events, name).disconnect(self._edited)
+            self._watched = None
 
     def _edited(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - napari's
         self._timer.start()
@@ -293,12 +295,6 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         folder = QFileDialog.getExistingDirectory(self, "Folder of the training set")
         if folder:
             self.add_to_training_set(Path(folder))
-
-    def _forget_viewer(self) -> None:
-        events = self._viewer.layers.events
-        events.inserted.disconnect(self._layers_changed)
-        events.removed.disconnect(self._layers_changed)
-        self._viewer.layers.selection.events.active.disconnect(self._active_changed)
 
 
 def _origin_below(layer: Labels) -> LayerOrigin | None:

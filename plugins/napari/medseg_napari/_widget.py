@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Shapes
+from napari.layers import Shapes
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
@@ -40,16 +41,17 @@ from medseg_napari._controller import (
     Task,
     Update,
 )
+from medseg_napari._layer_boxes import fill, index_of, is_ours, likely
 from medseg_napari._layers import doubt_layer, label_colours
 from medseg_napari._models import FoundModel, FoundModels, find_all_models, user_models
 from medseg_napari._origin import METADATA_KEY, origin_of
 from medseg_napari._request import ImageInput, Request, RunOptions, region_of_shapes
 from medseg_napari._send import CHANNELS_KEY
 from medseg_napari._words import going_on, model_in_words, plan_in_words
-from medseg_napari._worker import Activity, start_worker
+from medseg_napari._worker import Activity, Listening, start_worker
 
 if TYPE_CHECKING:
-    from napari.layers import Labels, Layer
+    from napari.layers import Image, Labels
     from napari.viewer import Viewer
 
 __all__ = ["RunDock"]
@@ -74,6 +76,8 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._layers: dict[Task, Labels] = {}
         self._activity: Activity | None = None
         self._channel_boxes: list[QComboBox] = []
+        self._run_on: tuple[Image, ...] = ()
+        self._chosen: tuple[Any, ...] = ()
         self._is_looking = False
         self._is_dropping = False
         self._build()
@@ -85,13 +89,13 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._plan_timer.setInterval(_PLAN_AFTER_MS)
         self._plan_timer.timeout.connect(self.plan)
         show_badges(self._viewer)
+        self._listening = Listening(self, self._gone)
         layers = self._viewer.layers.events
-        layers.inserted.connect(self._layers_changed)
-        layers.removed.connect(self._layer_removed)
-        layers.reordered.connect(self._layers_changed)
-        self._viewer.layers.selection.events.active.connect(self._active_changed)
-        QApplication.instance().aboutToQuit.connect(self._quitting)
-        self.destroyed.connect(self._forget_viewer)
+        self._listening.to(layers.inserted, self._layers_changed)
+        self._listening.to(layers.removed, self._layer_removed)
+        self._listening.to(layers.reordered, self._layers_changed)
+        self._listening.to(self._viewer.layers.selection.events.active, self._active_changed)
+        QApplication.instance().aboutToQuit.connect(self.stop)
         self.look_for_models(user_models())
         start_worker(_device_names, yielded=self._devices_found)
 
@@ -229,24 +233,24 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     def _layers_changed(self, event: Any = None) -> None:  # noqa: ANN401 - napari's
         if event is not None and getattr(event, "type", "") == "inserted":
-            event.value.events.name.connect(self._layers_changed)
-        images = [layer for layer in self._viewer.layers if _is_ours(layer)]
+            self._listening.to(event.value.events.name, self._layers_changed)
+        images = [layer for layer in self._viewer.layers if is_ours(layer)]
         model = self.model
         for number, box in enumerate(self._channel_boxes):
             wanted = box.currentData()
             if wanted not in images:
-                wanted = _likely(images, model, number, self._viewer.layers.selection.active)
-            _fill(box, [(layer.name, layer) for layer in images], wanted)
+                wanted = likely(images, model, number, self._viewer.layers.selection.active)
+            fill(box, [(layer.name, layer) for layer in images], wanted)
         shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
         choices: list[tuple[str, Any]] = [(_WHOLE, None), *((one.name, one) for one in shapes)]
-        _fill(self.region_box, choices, self.region_box.currentData())
+        fill(self.region_box, choices, self.region_box.currentData())
         self._image_changed()
 
     def _active_changed(self, event: Any) -> None:  # noqa: ANN401 - napari's
         """With one channel, the image that is selected is the one to run on."""
         box = self._channel_boxes[0] if len(self._channel_boxes) == 1 else None
-        if box is not None and _is_ours(event.value) and not self.controller.state.is_busy:
-            box.setCurrentIndex(box.findData(event.value))
+        if box is not None and is_ours(event.value) and not self.controller.state.is_busy:
+            box.setCurrentIndex(index_of(box, event.value))
 
     def _image_changed(self) -> None:
         image = self._image(0)
@@ -254,8 +258,19 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._choice_changed()
 
     def _choice_changed(self) -> None:
-        self.controller.forget_plan()
+        checks = (self.fast_check, self.find_check, self.mirror_check, self.doubt_check)
+        chosen = (
+            self.model,
+            *(id(self._image(number)) for number in range(len(self._channel_boxes))),
+            id(self.region_box.currentData()),
+            self.device_box.currentText(),
+            *(check.isChecked() for check in checks),
+        )
         self._state_changed(self.controller.state)
+        if chosen == self._chosen:
+            return
+        self._chosen = chosen
+        self.controller.forget_plan()
         if not self.controller.state.is_busy or self.controller.state.kind == "plan":
             self._plan_timer.start()
 
@@ -271,7 +286,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         if not self._is_dropping and state.is_busy and state.kind == "run":
             if any(layer is one for one in self._layers.values()):
                 self.controller.stop("The result was closed, and the run with it")
-            elif any(self._image(n) is None for n in range(len(self._channel_boxes))):
+            elif any(layer is one for one in self._run_on):
                 self.controller.stop("The image was closed, and the run with it")
         self._layers = {task: one for task, one in self._layers.items() if one is not layer}
         self._layers_changed()
@@ -339,6 +354,8 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             return
         task = self.controller.begin(request, plan_only=plan_only)
         if not plan_only:
+            images = (self._image(number) for number in range(len(self._channel_boxes)))
+            self._run_on = tuple(image for image in images if image is not None)
             self._activity = Activity(
                 f"{request.model.name} on {request.images[0].name}", self.controller.stop
             )
@@ -417,6 +434,15 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             finally:
                 self._is_dropping = False
 
+    def _gone(self) -> None:
+        """The dock was closed: what it was at goes with it."""
+        self.controller.close()
+        if self._activity is not None:
+            self._activity.close()
+        with suppress(RuntimeError, ValueError):  # where the viewer goes too
+            for task in list(self._layers):
+                self._drop(task)
+
     # ---- state
 
     def _look(self) -> None:
@@ -445,6 +471,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             if self._activity is not None:
                 self._activity.close()
                 self._activity = None
+            self._run_on = ()
             if state.message or state.phase != "idle":
                 self._say(state.message, trouble=state.phase == "failed")
 
@@ -453,56 +480,12 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.message.setStyleSheet(colour)
         self.message.setText(message)
 
-    def _quitting(self) -> None:
-        self.controller.stop()
-
-    def _forget_viewer(self) -> None:
-        self.controller.stop()
-        layers = self._viewer.layers.events
-        layers.inserted.disconnect(self._layers_changed)
-        layers.removed.disconnect(self._layer_removed)
-        layers.reordered.disconnect(self._layers_changed)
-        self._viewer.layers.selection.events.active.disconnect(self._active_changed)
-
 
 def _text() -> QLabel:
     label = QLabel()
     label.setWordWrap(True)
     label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
     return label
-
-
-def _is_ours(layer: Layer | None) -> bool:
-    return (
-        isinstance(layer, Image)
-        and not getattr(layer, "multiscale", False)
-        and origin_of({"metadata": layer.metadata}) is not None
-    )
-
-
-def _likely(
-    images: list[Image], model: FoundModel | None, number: int, active: Layer | None
-) -> Image | None:
-    """The image whose name tells that it is the channel; else the selected one, or the last."""
-    if model is not None and len(model.channels) > 1:
-        channel = model.channels[number].lower()
-        named = [layer for layer in images if channel in layer.name.lower().split()]
-        if named:
-            return named[-1]
-        return images[number] if number < len(images) else None
-    if active in images:
-        return active
-    return images[-1] if images else None
-
-
-def _fill(box: QComboBox, choices: list[tuple[str, Any]], wanted: Any) -> None:  # noqa: ANN401
-    box.blockSignals(True)
-    box.clear()
-    for name, value in choices:
-        box.addItem(name, value)
-    found = next((n for n, (_, value) in enumerate(choices) if value is wanted), 0)
-    box.setCurrentIndex(found if choices else -1)
-    box.blockSignals(False)
 
 
 def _corners_mm(shapes: Shapes, points: Any) -> Any:  # noqa: ANN401 - arrays

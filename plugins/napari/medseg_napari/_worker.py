@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from napari.utils import cancelable_progress
 
 from medseg_napari._words import time_in_words
 
-__all__ = ["Activity", "start_worker"]
+__all__ = ["Activity", "Listening", "start_worker"]
 
 
 class Activity(cancelable_progress):  # type: ignore[misc] # napari is untyped here
@@ -26,9 +27,9 @@ class Activity(cancelable_progress):  # type: ignore[misc] # napari is untyped h
     n: int
 
     def __init__(self, title: str, stop: Callable[[], None]) -> None:
-        super().__init__(total=0, desc=title, cancel_callback=stop)
         self._stop = stop
         self._is_closed = False
+        super().__init__(total=0, desc=title, cancel_callback=stop)
 
     def cancel(self) -> None:
         """The button was pressed."""
@@ -60,6 +61,37 @@ class Activity(cancelable_progress):  # type: ignore[misc] # napari is untyped h
         if not self._is_closed:
             self._is_closed = True
             super().close()
+
+
+class Listening:
+    """What a dock hears of the viewer, for as long as the dock is there.
+
+    Qt's part of a dock that the user closed is gone while Python's may live on; napari would go on
+    calling it.
+
+    Args:
+        dock: A Qt object.
+        at_end: Called when it is gone.
+    """
+
+    def __init__(self, dock: Any, at_end: Callable[[], None] | None = None) -> None:  # noqa: ANN401
+        connections: list[tuple[Any, Callable[..., None]]] = []
+        self._connections = connections
+
+        def let_go(*ignored: Any) -> None:  # noqa: ANN401, ARG001 - Qt's
+            for emitter, callback in connections:
+                with suppress(ValueError, KeyError):
+                    emitter.disconnect(callback)
+            connections.clear()
+            if at_end is not None:
+                at_end()
+
+        dock.destroyed.connect(let_go)
+
+    def to(self, emitter: Any, callback: Callable[..., None]) -> None:  # noqa: ANN401 - napari's
+        """Call back whenever something happens."""
+        emitter.connect(callback)
+        self._connections.append((emitter, callback))
 
 
 def start_worker(
