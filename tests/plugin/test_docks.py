@@ -11,6 +11,7 @@ import torch
 
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_series import read_dicom_series
+from medseg_napari._badge import text_of
 from medseg_napari._origin import origin_of
 from tests.plugin.sources import noise_volume, oblique_grid, write_nifti_image
 from tests.tiny_model import write_tiny_model
@@ -239,13 +240,13 @@ def test_without_an_image_the_dock_says_what_is_missing(dock):
 
 def test_an_oblique_image_has_a_badge_as_long_as_it_is_visible(viewer, dock, image):
     assert "oblique by" in dock.about_image.text()
-    assert viewer.text_overlay.visible
-    assert viewer.text_overlay.text.startswith("oblique by")
+    assert text_of(viewer).visible
+    assert text_of(viewer).text.startswith("oblique by")
     image.visible = False
-    assert not viewer.text_overlay.visible
+    assert not text_of(viewer).visible
     image.visible = True
     viewer.layers.remove(image)
-    assert viewer.text_overlay.text == ""
+    assert text_of(viewer).text == ""
 
 
 def test_labels_drawn_on_an_image_are_sent_as_drawn_by_hand(viewer, send, series, tmp_path):

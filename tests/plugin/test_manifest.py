@@ -49,7 +49,7 @@ def test_every_contribution_names_a_command_of_the_manifest(manifest):
     "name",
     [
         *("a.nii", "a.nii.gz", "A.NII.GZ", "a.b.nii.gz", "a.nrrd", "a.nhdr", "a.mha", "a.mhd"),
-        *("a.zip", "a.dcm", "a.dicom", "DICOMDIR"),
+        *("a.zip", "a.dcm", "a.dicom"),
     ],
 )
 def test_volume_files_are_claimed(manager, name):

@@ -9,7 +9,7 @@ from typing import Any
 
 from medseg_napari._origin import origin_of
 
-__all__ = ["badge_of", "show_badges", "show_badges_of_current_viewer"]
+__all__ = ["badge_of", "show_badges", "show_badges_of_current_viewer", "text_of"]
 
 _MARK = "oblique"
 _watched: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -24,6 +24,12 @@ def badge_of(layers: Iterable[Any]) -> str:
     return f"{_MARK} by {max(angles):.1f} degrees: drawn along its own axes, saved where it lies"
 
 
+def text_of(viewer: Any) -> Any:  # noqa: ANN401 - napari's
+    """The text on the canvas of a viewer, as napari 0.9 keeps it and as earlier ones do."""
+    canvas = getattr(viewer, "canvas", None)
+    return viewer.text_overlay if canvas is None else canvas.overlays.text
+
+
 def show_badges(viewer: Any) -> None:  # noqa: ANN401 - napari's, which need not be loaded here
     """Keep the badge of a viewer up to date with the layers that are visible.
 
@@ -36,7 +42,7 @@ def show_badges(viewer: Any) -> None:  # noqa: ANN401 - napari's, which need not
     _watched[id(layers)] = layers
 
     def refresh(event: Any = None) -> None:  # noqa: ANN401, ARG001 - napari's
-        overlay = viewer.text_overlay
+        overlay = text_of(viewer)
         if overlay.text and not overlay.text.startswith(_MARK):
             return
         text = badge_of(layer for layer in layers if layer.visible)

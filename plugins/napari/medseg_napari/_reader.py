@@ -45,8 +45,6 @@ def get_reader(path: str | list[str]) -> Reader | None:
         return read_layers if _holds_dicom(location) else None
     if lower.endswith(".zip"):
         return read_layers if _zip_holds_dicom(location) else None
-    if lower == "dicomdir":
-        return read_layers if location.is_file() else None
     if lower.endswith(_LABEL_OBJECTS):
         return read_layers if _is_label_object(location) else None
     return read_layers if lower.endswith(_FILE_SUFFIXES) else None

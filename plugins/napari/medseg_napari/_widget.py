@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Shapes
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QTimer
@@ -489,8 +490,6 @@ def _text() -> QLabel:
 
 
 def _corners_mm(shapes: Shapes, points: Any) -> Any:  # noqa: ANN401 - arrays
-    import numpy as np  # noqa: PLC0415
-
     return np.array([shapes.data_to_world(point) for point in points])
 
 
