@@ -29,6 +29,7 @@ FAST_COARSER = 1.5
 """How much coarser voxels are for the fast option."""
 
 _SAME_GRID_MM = 0.01
+_EDGE_VOX = 1e-3  # a shape on the edge of a voxel does not touch it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,8 +188,8 @@ def region_of_shapes(corners_mm: Sequence[npt.NDArray[Any]], origin: LayerOrigin
         if high[axis] - low[axis] < 0.5:
             spans.append((0, extent))
             continue
-        first = int(np.clip(np.floor(low[axis] + 0.5), 0, extent))
-        last = int(np.clip(np.ceil(high[axis] + 0.5), 0, extent))
+        first = int(np.clip(np.floor(low[axis] + 0.5 + _EDGE_VOX), 0, extent))
+        last = int(np.clip(np.ceil(high[axis] + 0.5 - _EDGE_VOX), 0, extent))
         if first >= last:
             raise GeometryError(
                 "region of interest",
