@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SendDock"]
 
-_COLUMNS = ("structure", "made", "ml", "added", "removed", "Dice")
+_COLUMNS = ("structure", "made", "ml", "+ ml", "- ml", "Dice")
+_LEAST_WIDTH = 400  # of which the table shows all columns
 _KINDS = {"AUTOMATIC": "model", "SEMIAUTOMATIC": "corrected", "MANUAL": "by hand", "": "gone"}
 _SAME_GRID_MM = 0.01
 _REFRESH_AFTER_MS = 800
@@ -115,6 +116,7 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         layout.addWidget(self.message)
         layout.addWidget(notice)
         self.setLayout(layout)
+        self.setMinimumWidth(_LEAST_WIDTH)
 
     # ---- layers
 

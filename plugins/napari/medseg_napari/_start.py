@@ -40,6 +40,7 @@ def open_viewer(
     """
     import napari
     from napari.utils.notifications import show_error
+    from qtpy.QtCore import QTimer
 
     viewer = napari.Viewer(title=f"napari with medseg. {NOTICE}", show=show)
     if sample is not None:
@@ -57,8 +58,8 @@ def open_viewer(
     for title in DOCKS:
         dock, widgets[title] = viewer.window.add_plugin_dock_widget("medseg", title, tabify=True)
         first = first or dock
-    if first is not None:
-        first.raise_()
+    if first is not None:  # after napari has shown the last one
+        QTimer.singleShot(0, first.raise_)
     if models is not None:
         widgets[DOCKS[0]].look_for_models(models)
     return viewer
