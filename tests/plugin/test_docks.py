@@ -19,7 +19,7 @@ from tests.tiny_model import write_tiny_model
 pytestmark = pytest.mark.gui
 
 SHAPE = (24, 22, 20)
-LONG_MS = 60_000
+LONG_MS = 180_000  # also where other work leaves little of the machine
 
 
 @pytest.fixture(scope="module")
