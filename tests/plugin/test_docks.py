@@ -207,10 +207,12 @@ def test_the_plan_is_told_before_a_run(qtbot, dock, image):
 
 
 def test_a_region_from_a_shapes_box_limits_the_result(qtbot, viewer, dock, image):
-    low = image.data_to_world((2, 3, 4))
-    high = image.data_to_world((12, 15, 16))
-    box = np.array([low, (low[0], low[1], high[2]), high, (high[0], high[1], low[2])])
-    shapes = viewer.add_shapes([box], shape_type="polygon", name="box")
+    boxes = [
+        np.array([image.data_to_world((axial, *corner)) for corner in corners])
+        for axial in (2, 12)
+        for corners in [((3, 4), (3, 16), (15, 16), (15, 4))]
+    ]
+    shapes = viewer.add_shapes(boxes, shape_type="rectangle", name="box")
     dock.region_box.setCurrentIndex(dock.region_box.findText("box"))
     assert dock.request().region_shown == ((2, 13), (3, 16), (4, 17))
     dock.run()
