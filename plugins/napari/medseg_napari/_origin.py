@@ -16,6 +16,7 @@ Convention:
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,5 +153,10 @@ def keep_in_mind(origin: LayerOrigin) -> LayerOrigin:
 
 
 def open_images() -> tuple[LayerOrigin, ...]:
-    """Origins of the images that are open in this process."""
-    return tuple(_open_images)
+    """Origins of the images that are open: in napari's window, or in this process without one."""
+    napari = sys.modules.get("napari")
+    viewer = napari.current_viewer() if napari is not None else None
+    if viewer is None:
+        return tuple(_open_images)
+    found = (origin_of({"metadata": layer.metadata}) for layer in viewer.layers)
+    return tuple(origin for origin in found if origin is not None and origin in _open_images)
