@@ -132,7 +132,7 @@ def test_a_damaged_csv_is_refused(listed, lines, heading, words):
         ("{chanels: [a]}", "nearest: channels.*the key 'chanels'"),
         ("{channels: [], cases: []}", '"channels" as a list of names'),
         ("{channels: [a], cases: []}", '"cases" as a list'),
-        ("{channels: [a], cases: [1]}", "cases with images and label, found a int"),
+        ("{channels: [a], cases: [1]}", "cases with images and label, found a number"),
         ("{channels: [a], cases: [{images: a, label: b, lable: c}]}", "the key 'lable'"),
         ("{channels: [a], labels: [1], cases: [{images: a, label: b}]}", '"labels" as {value'),
     ],

@@ -20,12 +20,12 @@ from medseg.data.layouts.listing import (
     Problem,
     case_problem,
     damaged,
-    kind_of,
     patient_of,
     read_json,
 )
 from medseg.data.layouts.msd import INDEX_NAME, channel_names, index_of
 from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
+from medseg.errors import kind_of
 from medseg.io.reading import IMAGE_SUFFIXES
 from medseg.models.card import Region
 

@@ -27,11 +27,10 @@ from medseg.data.layouts.listing import (
     case_problem,
     damaged,
     file_stem,
-    kind_of,
     refuse,
 )
 from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
-from medseg.errors import FormatError, one_of
+from medseg.errors import FormatError, kind_of, one_of
 
 __all__ = ["is_list", "list_paths"]
 
