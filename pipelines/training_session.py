@@ -14,6 +14,7 @@ import torch
 
 import medseg
 from medseg.data.datalist import Case, DataList
+from medseg.data.preparation import check_fills
 from medseg.data.preparing import CachePlan
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener
@@ -312,6 +313,14 @@ class TrainingSession:
             if ranks.first
             else None
         )
+        for case in held_out.cases if held_out is not None else ():
+            # prediction would refuse it once everything is learned
+            check_fills(
+                case.shape_ijk,
+                settings.inputs,
+                where=f"validation case {case.id}",
+                remedy="choose a smaller inputs.window_ijk, or leave the case out of the split",
+            )
         loader = training_loader(
             training_cases,
             batch_size=training.batch_size,
