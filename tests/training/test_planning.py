@@ -153,8 +153,8 @@ def test_windows_and_batches_only_ever_grow_and_none_is_larger_than_legal(
     for one in found:
         assert one.batch >= 2
         for extent, least in zip(one.window_ijk, geometry.least_ijk, strict=True):
-            # no more than twice the smallest case, which would be refused; never below one voxel
-            assert 1 <= extent <= max(2 * least, 8)
+            # below half of a window an image is refused, and the smallest may not have been seen
+            assert 1 <= extent <= max(1.5 * least, 8)
         if one.batch > 2:
             assert one.batch * prod(one.patch_ijk) <= 0.05 * geometry.voxels
     if NETWORKS[name].rank == 3:
