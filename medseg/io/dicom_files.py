@@ -29,6 +29,7 @@ __all__ = [
     "MOST_MEMBER_BYTES",
     "MOST_RATIO",
     "StudyFile",
+    "is_dicomdir",
     "is_study_file",
     "list_study",
 ]
@@ -40,6 +41,7 @@ MOST_RATIO = 200
 """Limits of a zip: entries, bytes unpacked, those of one entry, and how many times it may grow."""
 
 _SMALL_BYTES = 1 << 20  # empty slices may well shrink to nothing
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _UNDEFINED = 0xFFFFFFFF
@@ -65,6 +67,16 @@ class StudyFile:
     def name(self) -> str:
         """How messages name it."""
         return f"file {self.place + 1} in name order"
+
+    @property
+    def size(self) -> int:
+        """Its bytes; 0 if they cannot be told."""
+        if self.member is not None:
+            return self.member.file_size
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
 
     @contextmanager
     def opened(self, where: str) -> Iterator[BinaryIO]:
@@ -118,7 +130,12 @@ class StudyFile:
 
 def is_study_file(path: Path) -> bool:
     """Whether a file is named as a zip or a DICOMDIR, both of which stand for a study."""
-    return path.suffix.lower() == ".zip" or path.name.upper() == "DICOMDIR"
+    return path.suffix.lower() == ".zip" or is_dicomdir(path)
+
+
+def is_dicomdir(path: Path) -> bool:
+    """Whether a file is named as the directory of a disc is."""
+    return path.name.upper() == "DICOMDIR"
 
 
 def list_study(path: Path) -> tuple[StudyFile, ...]:
@@ -130,8 +147,9 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
     Raises:
         ResourceError: ``input-unreadable``.
         FormatError: ``file-missing``, ``not-a-folder`` for another file; ``zip-damaged``,
-            ``zip-path``, ``zip-link``, ``zip-encrypted``, ``zip-files``, ``zip-size``,
-            ``zip-ratio``; ``dicomdir-damaged``, ``dicomdir-path``, ``dicomdir-incomplete``.
+            ``zip-path``, ``zip-link``, ``zip-encrypted``, ``zip-method``, ``zip-files``,
+            ``zip-size``, ``zip-ratio``; ``dicomdir-damaged``, ``dicomdir-path``,
+            ``dicomdir-incomplete``.
     """
     where = str(path)
     try:
@@ -141,7 +159,7 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
         if path.is_file():
             if path.suffix.lower() == ".zip":
                 return _zipped(path, where)
-            if path.name.upper() == "DICOMDIR":
+            if is_dicomdir(path):
                 return _directory(path, where)
         exists = path.exists()
     except OSError as error:
@@ -173,14 +191,14 @@ def _zipped(path: Path, where: str) -> tuple[StudyFile, ...]:
         key=lambda member: PurePosixPath(member.filename).parts,
     )
     try:
-        _check_members(members, where)
+        _check_members(members, path.stat().st_size, where)
     except FormatError:
         archive.close()
         raise
     return tuple(StudyFile(path, place, archive, member) for place, member in enumerate(members))
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
+def _check_members(members: Sequence[zipfile.ZipInfo], size: int, where: str) -> None:
     if len(members) > MOST_FILES:
         raise _refused_zip(
             where, f"at most {MOST_FILES} files", f"{len(members)}", code="zip-files"
@@ -188,6 +206,10 @@ def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
     if (total := sum(member.file_size for member in members)) > MOST_BYTES:
         found = f"{total / 2**30:.1f} GiB when unpacked"
         raise _refused_zip(where, f"at most {MOST_BYTES >> 30} GiB", found, code="zip-size")
+    # entries may share bytes, so that each by itself looks harmless
+    if total > max(len(members) * _SMALL_BYTES, MOST_RATIO * size):
+        found = f"{total / 2**20:.0f} MiB in {size / 2**20:.1f} MiB"
+        raise _refused_zip(where, f"at most {MOST_RATIO} times the size", found, code="zip-ratio")
     for place, member in enumerate(members):
         name, this = member.filename, f"file {place + 1} in name order"
         parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -203,6 +225,9 @@ def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
             raise _refused_zip(
                 where, "files without a password", f"{this} has one", code="zip-encrypted"
             )
+        if member.compress_type not in _METHODS:
+            found = f"{this} packed by method {member.compress_type}"
+            raise _refused_zip(where, "files stored or deflated", found, code="zip-method")
         if member.file_size > MOST_MEMBER_BYTES:
             found = f"{this} of {member.file_size / 2**30:.1f} GiB"
             raise _refused_zip(
