@@ -28,6 +28,7 @@ identifier."""
 
 _TRIED_FILES = 16
 _PACKED = 4
+_MOST_DEFLATED = 1040  # a file that says more is cut off: its last bytes are no length
 _DICOM = 2
 
 
@@ -185,7 +186,7 @@ def _expected(path: Path) -> int:
             unpacked = int.from_bytes(stream.read(4), "little")  # RFC 1952: modulo 2**32
     except OSError:
         return 0
-    return unpacked if size <= unpacked else _PACKED * size
+    return unpacked if size <= unpacked <= _MOST_DEFLATED * size else _PACKED * size
 
 
 def _unpacked_bytes(path: Path) -> int:

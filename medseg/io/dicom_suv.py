@@ -247,16 +247,16 @@ def _scan_start(headers: Sequence[Dataset], where: str) -> datetime:
         "SeriesTime (0008,0031)",
         where,
     )
-    acquired = min(
-        _moment(
-            str(header.get("AcquisitionDate") or ""),
-            str(header.get("AcquisitionTime") or ""),
-            "AcquisitionTime (0008,0032)",
-            where,
-        )
-        for header in headers
-    )
-    return min(series, acquired)
+    return min(series, *(_acquired(header, where) for header in headers))
+
+
+def _acquired(header: Dataset, where: str) -> datetime:
+    """When a slice was acquired; frames of a converted object have date and time in one."""
+    date, time = (str(header.get(f"Acquisition{part}") or "") for part in ("Date", "Time"))
+    if not time:
+        whole = str(header.get("FrameAcquisitionDateTime") or "")
+        date, time = whole[:8], whole[8:]
+    return _moment(date, time, "AcquisitionTime (0008,0032)", where)
 
 
 def _moment(date: str, time: str, tag: str, where: str) -> datetime:
