@@ -47,7 +47,7 @@ HOLDING_THE_LOCK = frozenset(
 )
 """Transfer syntaxes whose decoders hold Python's lock."""
 
-_WORTH_PIXELS = 8 << 20
+_WORTH_PIXELS = 16 << 20
 """Pixels from which on processes save more than their start takes."""
 
 _MOST_PROCESSES = 8
