@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 50
 """Cases, or findings, that are printed one by one."""
+
+_MOST_NAMED = 3
 
 
 @app.command()
@@ -181,18 +183,25 @@ def _print_verdicts(verdicts: Sequence[Verdict], machine: Sequence[Finding]) -> 
         if rows or each:
             print_table(["case", "about", "", "code", "found", "remedy"], [*rows, *each])
     else:
-        groups: dict[tuple[str, str], list[str]] = {}
-        counts: Counter[tuple[str, str]] = Counter()
+        groups: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
         for row in [*rows, *each]:
-            key = (row[3], row[2])
-            groups.setdefault(key, row)
-            counts[key] += 1
-        lines = [
-            [str(counts[key]), key[1], key[0], row[4], row[5]]
-            for key, row in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0]))
-        ]
-        print_table(["times", "", "code", "found, for example", "remedy"], lines)
+            groups[row[2], row[3]].append(row)
+        print_table(
+            ["times", "", "code", "cases", "found, for example", "remedy"],
+            [
+                [str(len(group)), state, code, _few(group), *group[0][4:]]
+                for (state, code), group in sorted(groups.items())
+            ],
+        )
+        typer.echo("--json tells of every case")
     typer.echo(NOTICE)
+
+
+def _few(group: Sequence[Sequence[str]]) -> str:
+    """The first cases of a group of findings, by name."""
+    names = list(dict.fromkeys(row[0] for row in group))
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _told(finding: Finding) -> list[str]:

@@ -214,8 +214,10 @@ def test_many_findings_are_counted_by_code(study, monkeypatch):
     monkeypatch.setattr("pipelines.commands.doctor._MOST_LINES", 3)
     done = run(study, code=1)
     header = done.stdout.splitlines()[1].split()
-    assert header[:2] == ["times", "code"]
-    assert "slice-gap" in done.stdout
+    assert header[:3] == ["times", "code", "cases"]
+    (gap,) = [line for line in done.stdout.splitlines() if "slice-gap" in line]
+    assert gap.split()[:5] == ["1", "problem", "slice-gap", "study", "5"]
+    assert "--json tells of every case" in done.stdout
 
 
 @pytest.mark.parametrize(
