@@ -10,6 +10,7 @@ identifiers or of the patient's name.
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import zipfile
@@ -45,6 +46,23 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _UNDEFINED = 0xFFFFFFFF
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is asked for no more than it has: what is asked for is allocated first.
+
+    The length of a damaged element can be 4 GiB in a file of a few bytes.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._bytes = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file."""
+        if size is not None and size > _SMALL_BYTES:
+            size = min(size, max(0, self._bytes - self.tell()))
+        return super().read(size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +109,7 @@ class StudyFile:
                 with io.BytesIO(self.archive.read(self.member)) as content:
                     yield content
             else:
-                with self.path.open("rb") as stream:
+                with _Bounded(self.path.open("rb", buffering=0)) as stream:
                     yield stream
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
             if self.archive is None:
@@ -206,10 +224,6 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int, where: str) ->
     if (total := sum(member.file_size for member in members)) > MOST_BYTES:
         found = f"{total / 2**30:.1f} GiB when unpacked"
         raise _refused_zip(where, f"at most {MOST_BYTES >> 30} GiB", found, code="zip-size")
-    # entries may share bytes, so that each by itself looks harmless
-    if total > max(len(members) * _SMALL_BYTES, MOST_RATIO * size):
-        found = f"{total / 2**20:.0f} MiB in {size / 2**20:.1f} MiB"
-        raise _refused_zip(where, f"at most {MOST_RATIO} times the size", found, code="zip-ratio")
     for place, member in enumerate(members):
         name, this = member.filename, f"file {place + 1} in name order"
         parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -239,6 +253,10 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int, where: str) ->
             raise _refused_zip(
                 where, f"at most {MOST_RATIO} times the size", found, code="zip-ratio"
             )
+    # entries may share bytes, so that each by itself looks harmless
+    if total > max(len(members) * _SMALL_BYTES, MOST_RATIO * size):
+        found = f"{total / 2**20:.0f} MiB in {size / 2**20:.1f} MiB"
+        raise _refused_zip(where, f"at most {MOST_RATIO} times the size", found, code="zip-ratio")
 
 
 def _refused_zip(where: str, expected: str, found: str, *, code: str) -> FormatError:
