@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
@@ -16,6 +17,7 @@ from medseg.inference.memory import MemoryPlan, PeakMeter
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
+from medseg.io.notes import Note
 from medseg.io.reading import IMAGE_SUFFIXES, read_channels
 from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
@@ -29,6 +31,9 @@ from pipelines.results import (
     write_results,
 )
 
+if TYPE_CHECKING:
+    from medseg.io.dicom_study import Study
+
 __all__ = [
     "Case",
     "CaseResult",
@@ -38,12 +43,15 @@ __all__ = [
     "Segmented",
     "case_name",
     "check_channel_names",
+    "check_contrast",
     "earlier_results",
     "make_cases",
+    "modality_notes",
     "plan_case",
     "predict_case",
     "prepare_output",
     "read_case",
+    "read_scan",
     "results_exist",
     "segment_case",
     "write_case",
@@ -298,7 +306,7 @@ def read_case(case: Case, card: ModelCard, picking: Picking | None = None) -> Lo
     meter.__enter__()
     try:
         clock = time.perf_counter()
-        scan = _read(case, card, picking or Picking())
+        scan = read_scan(case, card, picking or Picking())
         return Loaded(case, scan, time.perf_counter() - clock, meter)
     except BaseException:
         meter.__exit__(None, None, None)
@@ -354,7 +362,7 @@ def write_case(
         if old not in files.values():
             old.unlink(missing_ok=True)
     seconds = {"read": loaded.seconds, **prediction.seconds}
-    notes = (*scan.notes, *prediction.notes, *_modality_notes(scan, predictor))
+    notes = (*scan.notes, *prediction.notes, *modality_notes(scan, predictor.card))
     notes += rtstruct_notes(scan, wishes)
     try:
         refused = write_results(
@@ -403,7 +411,7 @@ def plan_case(
     Raises:
         MedsegError: Whatever reading or planning found wrong.
     """
-    scan = _read(case, predictor.card, picking or Picking())
+    scan = read_scan(case, predictor.card, picking or Picking())
     try:
         return predictor.plan(scan.volume, roi=_box(roi, scan), probabilities=probabilities)
     except MedsegError as error:
@@ -439,7 +447,26 @@ def results_exist(path: Path) -> ConfigError:
     )
 
 
-def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
+def read_scan(
+    case: Case,
+    card: ModelCard,
+    picking: Picking,
+    *,
+    study: Study | None = None,
+    threads: int | None = None,
+) -> Scan:
+    """The image of one case as the model is to see it.
+
+    Args:
+        case: Which.
+        card: What the model expects.
+        picking: What is taken of a DICOM study.
+        study: What lies at the case's path, if it was looked at before.
+        threads: Files that are read at a time; None for as many as are useful.
+
+    Raises:
+        MedsegError: Whatever reading found wrong.
+    """
     channels = card.inputs.channels
     if set(case.channels) == {_UNNAMED}:
         scan = read_case_image(
@@ -447,9 +474,21 @@ def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
             card,
             series=dict(picking.series),
             allow_gaps=picking.allow_gaps,
+            threads=threads,
+            study=study,
         )
     else:
         scan = read_channels({channel.name: case.channels[channel.name] for channel in channels})
+    check_contrast(case, scan)
+    return scan
+
+
+def check_contrast(case: Case, scan: Scan) -> None:
+    """Refuse an image of one value.
+
+    Raises:
+        FormatError: ``image-constant``.
+    """
     for path, data_ijk in zip(case.channels.values(), scan.volume.data_cijk, strict=False):
         if data_ijk.min() == data_ijk.max():
             raise FormatError(
@@ -459,18 +498,21 @@ def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
                 remedy="check how it was exported",
                 code="image-constant",
             )
-    return scan
 
 
-def _modality_notes(scan: Scan, predictor: Predictor) -> tuple[str, ...]:
+def modality_notes(scan: Scan, card: ModelCard) -> tuple[str, ...]:
     """What a DICOM series says of itself against what the model was trained on."""
     if not isinstance(scan.source, DicomSource):
         return ()
     series = str(scan.source.datasets[0].get("Modality") or "")
-    model = {channel.modality for channel in predictor.card.inputs.channels}
+    model = {channel.modality for channel in card.inputs.channels}
     if series in model:
         return ()
     return (
-        f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
-        "the result cannot be trusted",
+        Note(
+            f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
+            "the result cannot be trusted",
+            code="modality-differs",
+            remedy="use a model for this modality",
+        ),
     )

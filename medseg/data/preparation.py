@@ -15,6 +15,7 @@ from medseg.core import (
     AxisTurn,
     Grid,
     LabelMap,
+    Lean,
     Volume,
     axis_turn,
     respace_grid,
@@ -22,6 +23,7 @@ from medseg.core import (
     turn,
 )
 from medseg.errors import GeometryError, ShapeError
+from medseg.io.notes import Note
 from medseg.models.card import Channel, ClipZScore, InputSettings, Unchanged, ZScore
 from medseg.ops.resample import AxisTaps, axis_taps, resize, resize_labels
 
@@ -31,6 +33,8 @@ __all__ = [
     "check_channels",
     "check_extent",
     "check_fills",
+    "check_grid",
+    "check_image",
     "model_shape",
     "prepare_labels",
     "thick_axis",
@@ -297,10 +301,42 @@ def check_fills(
         )
     if small:
         return (
-            f"the image ({shape_ijk} voxels at the model's spacing) is smaller than the window "
-            f"{inputs.window_ijk} and was padded",
+            Note(
+                f"the image ({shape_ijk} voxels at the model's spacing) is smaller than the window "
+                f"{inputs.window_ijk} and was padded",
+                code="image-padded",
+                remedy="look at the result near the borders with care",
+            ),
         )
     return ()
+
+
+def check_image(volume: Volume, inputs: InputSettings, *, coarser: float = 1.0) -> tuple[str, ...]:
+    """Refuse an image that does not fit a model; note what is worth knowing of one that does.
+
+    Args:
+        volume: The image; a stack that leans is judged as it will be when set upright.
+        inputs: What the model expects.
+        coarser: Factor on the model's spacing.
+
+    Raises:
+        ShapeError: As :func:`check_channels`.
+        GeometryError: As :func:`check_extent`.
+    """
+    check_channels(volume, inputs)
+    return check_grid(volume.grid, inputs, coarser=coarser)
+
+
+def check_grid(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> tuple[str, ...]:
+    """The same, of the place of an image alone.
+
+    Raises:
+        GeometryError: As :func:`check_extent`.
+    """
+    lean = Lean.of(grid)
+    grid = grid if lean is None else lean.upright
+    turned = axis_turn(grid, inputs.orientation).turn_grid(grid)
+    return check_extent(turned, inputs, coarser=coarser)
 
 
 def _scaling(channel_ijk: npt.NDArray[Any], channel: Channel) -> _Scaling:

@@ -87,7 +87,8 @@ _KEYWORDS = """
     LossyImageCompressionRatio LossyImageCompressionMethod ModalityLUTSequence
     BurnedInAnnotation QualityControlImage SeriesType Units SUVType CountsSource
     DecayCorrection FrameReferenceTime DecayFactor CorrectedImage
-    RadiopharmaceuticalInformationSequence SharedFunctionalGroupsSequence
+    RadiopharmaceuticalInformationSequence DecayCorrected AttenuationCorrected
+    DecayCorrectionDateTime SharedFunctionalGroupsSequence
     PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905 - a list of quoted words would hide them
 _PRIVATE = (

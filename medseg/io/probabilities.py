@@ -752,7 +752,9 @@ def _described(path: Path, file: Any) -> ProbabilityFile:  # noqa: ANN401 - h5py
     )
     if len(classes) != dataset.shape[0]:
         raise _not_ours(path, f"{len(classes)} names for {dataset.shape[0]} classes")
-    grid, _ = checked_grid(str(path), tuple(dataset.shape[1:]), attributes["affine_ras"])
+    grid, _ = checked_grid(
+        str(path), tuple(dataset.shape[1:]), attributes["affine_ras"], sheared=True
+    )
     return ProbabilityFile(
         path=path,
         grid=grid,
