@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -350,15 +351,14 @@ def _described(
 ) -> Dataset:
     """Everything but the frames."""
     import highdicom as hd  # noqa: PLC0415 - takes half a second, and only SEG output needs it
-    from pydicom.dataset import Dataset  # noqa: PLC0415
 
     identification = _identification(algorithm, algorithm_type)
     made_by = algorithm.name if algorithm else algorithm_type.capitalize()
     first = headers[0]
     if source.frame_numbers is not None:
         # its frames are described as classic slices are; what it is, references say
-        first = Dataset(first)
-        first.file_meta, first.SOPClassUID = headers[0].file_meta, _CT_CLASS
+        first = deepcopy(first)
+        first.SOPClassUID = _CT_CLASS
     seg = hd.seg.Segmentation(
         source_images=[first],
         pixel_array=np.zeros((1, int(first.Rows), int(first.Columns)), dtype=np.uint8),

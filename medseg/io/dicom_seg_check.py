@@ -12,7 +12,7 @@ from medseg.core import LabelMap, LabelScheme
 from medseg.errors import FormatError, GeometryError
 from medseg.io.dicom_identity import instance_uid
 from medseg.io.dicom_quiet import quiet_dicom
-from medseg.io.dicom_seg_labels import placed_blocks, read_seg_labels
+from medseg.io.dicom_seg_labels import labels_of, placed_blocks
 from medseg.io.dicom_seg_reading import Reference, SegFile, open_seg
 from medseg.io.scan import DicomSource
 from medseg.io.segment_names import class_labels, segment_label
@@ -46,16 +46,14 @@ def check_seg(path: Path, labels: LabelMap, source: DicomSource, *, where: str) 
         GeometryError: If the place or the frame of reference differs (``verify-geometry``).
     """
     tolerance = _TOLERANCE_MM + _unevenness_mm(source)
+    seg = _mapped(where, lambda: open_seg(path, where))
     found, _ = _mapped(
-        where,
-        lambda: read_seg_labels(
-            path, labels.scheme, labels.grid, tolerance_mm=tolerance, where=where
-        ),
+        where, lambda: labels_of(seg, labels.scheme, labels.grid, tolerance_mm=tolerance)
     )
     differing = int(np.count_nonzero(found.data_ijk != labels.data_ijk))
     if differing:
         raise _differs(where, "the labels that were written", f"{differing} voxels that differ")
-    _check_frames(_mapped(where, lambda: open_seg(path, where)), source, tolerance)
+    _check_frames(seg, source, tolerance)
 
 
 def check_fractional_seg(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from medseg.core import Code, Grid, Label, LabelMap, LabelScheme
 from medseg.core.grid import FloatArray
+from medseg.core.labelmap import present_values
 from medseg.errors import ConfigError, FormatError, GeometryError, one_of
 from medseg.io.dicom_seg_reading import Block, SegFile, Segment, open_seg, segments_of
 from medseg.io.segment_names import (
@@ -29,6 +30,7 @@ from medseg.io.segment_names import (
 )
 
 __all__ = [
+    "labels_of",
     "own_grid",
     "placed_blocks",
     "read_seg",
@@ -107,7 +109,6 @@ def read_seg_labels(
     overlaps: Overlaps = "refuse",
     unknown: Unknown = "refuse",
     threshold: float = 0.5,
-    tolerance_mm: float = _ON_GRID_MM,
     where: str = "",
 ) -> tuple[LabelMap, tuple[str, ...]]:
     """Rebuild a label map from a SEG by where its pixels are in the world.
@@ -121,12 +122,11 @@ def read_seg_labels(
         path: The SEG, of type BINARY, FRACTIONAL or LABELMAP.
         scheme: What its segments mean.
         grid: The grid to rebuild on; the centre of every pixel that holds something must meet that
-            of a voxel.
+            of a voxel within 0.1 mm.
         frame_of_reference: UID of the image's frame of reference; None where it is not known.
         overlaps: What becomes of voxels in several segments.
         unknown: What becomes of segments that the scheme does not list.
         threshold: The least fraction that counts as inside, of a FRACTIONAL segmentation.
-        tolerance_mm: How far the centres may be apart.
         where: How messages name the file; empty for its path.
 
     Returns:
@@ -137,7 +137,40 @@ def read_seg_labels(
             ``seg-overlap``; ``seg-hidden`` if a segment lies wholly under others.
         GeometryError: ``seg-frame-differs``; ``seg-grid-differs`` if pixels do not lie on the grid.
     """
-    seg = open_seg(path, where)
+    return labels_of(
+        open_seg(path, where),
+        scheme,
+        grid,
+        frame_of_reference=frame_of_reference,
+        overlaps=overlaps,
+        unknown=unknown,
+        threshold=threshold,
+    )
+
+
+def labels_of(
+    seg: SegFile,
+    scheme: LabelScheme,
+    grid: Grid,
+    *,
+    frame_of_reference: str | None = None,
+    overlaps: Overlaps = "refuse",
+    unknown: Unknown = "refuse",
+    threshold: float = 0.5,
+    tolerance_mm: float = _ON_GRID_MM,
+) -> tuple[LabelMap, tuple[str, ...]]:
+    """As :func:`read_seg_labels`, of a file that was opened.
+
+    Args:
+        seg: As opened by :func:`~medseg.io.dicom_seg_reading.open_seg`.
+        scheme: As there.
+        grid: As there.
+        frame_of_reference: As there.
+        overlaps: As there.
+        unknown: As there.
+        threshold: As there.
+        tolerance_mm: How far the centres of pixels and voxels may be apart.
+    """
     if frame_of_reference and seg.frame_of_reference not in (None, frame_of_reference):
         raise GeometryError(
             seg.where,
@@ -351,7 +384,11 @@ class _Place:
 
     def view(self, data_kji: npt.NDArray[Any], block: Block) -> npt.NDArray[Any]:
         flat = data_kji.reshape(-1)
-        start = self.starts[block.index] + block.first_row * self.down[block.index]
+        start = (
+            self.starts[block.index]
+            + block.first_row * self.down[block.index]
+            + block.first_column * self.across[block.index]
+        )
         # All corners of the frame were found inside the grid, so that the view is too.
         return np.lib.stride_tricks.as_strided(
             flat[start:],
@@ -400,7 +437,7 @@ class _Painter:
         if self._lookup is None:
             value = self._values.get(int(self._seg.frames.segments[block.index]), 0)
             return np.where(block.pixels >= self._least, self._dtype.type(value), 0)
-        strangers = set(np.unique(block.pixels).tolist()) - self._described
+        strangers = set(present_values(block.pixels)) - self._described
         if strangers:
             raise FormatError(
                 self._seg.where,
@@ -443,9 +480,7 @@ class _Painter:
             order = sorted(range(1, rank.size), key=lambda value: (-counts[value], value))
             rank[order] = np.arange(1, rank.size)
         clashes: Counter[tuple[int, int]] = Counter()
-        seen: set[int] = set()
         for found, target in self._placed(data_kji):
-            seen.update(np.unique(found).tolist())
             clash = (found != 0) & (target != 0) & (target != found)
             if clash.any():
                 pairs = np.stack([found[clash], target[clash]]).astype(np.int64)
@@ -467,7 +502,7 @@ class _Painter:
             for (top, below), count in sorted(clashes.items())
         ]
         data_ijk = data_kji.transpose(2, 1, 0)
-        hidden = sorted({below for _, below in clashes} - set(np.unique(data_kji).tolist()))
+        hidden = clashes and sorted({below for _, below in clashes} - set(present_values(data_kji)))
         if hidden:
             raise FormatError(
                 self._seg.where,

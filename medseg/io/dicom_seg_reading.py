@@ -8,11 +8,12 @@ Source: DICOM PS3.3 C.8.20 (Segmentation Image and Segmentation Multi-frame Func
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -105,16 +106,18 @@ class Frames:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows of one frame; all others are 0.
+    """The part of a frame that shows something.
 
     Args:
         index: The frame, from 0.
-        first_row: Its first row.
+        first_row: Of the frame.
+        first_column: Of the frame.
         pixels: ``(rows, columns)`` as stored: 0 and 1, fractions, or numbers of segments.
     """
 
     index: int
     first_row: int
+    first_column: int
     pixels: npt.NDArray[Any]
 
 
@@ -212,19 +215,19 @@ class SegFile:
         count, size = len(self.frames.segments), self.rows * self.columns
         bits = int(self._dataset.BitsAllocated)
         least = (count * size * bits + 7) // 8
+        implicit = bool(self._dataset.original_encoding[0])
         with _opened(self.path, self.where) as stream:
             if syntax == _DEFLATED:
                 from pydicom import dcmread  # noqa: PLC0415 - loaded by whoever opened the file
 
-                content = bytes(dcmread(stream).get("PixelData") or b"")
-                found = len(content)
-                take: Callable[[int, int], bytes] = lambda start, stop: content[start:stop]  # noqa: E731
+                stream = io.BytesIO(dcmread(stream).get("PixelData") or b"")  # noqa: PLW2901
+                begin, found = 0, stream.getbuffer().nbytes
             else:
-                begin, found = _value_of_pixels(stream, self._pixel_offset)
+                begin, found = _value_of_pixels(stream, self._pixel_offset, implicit=implicit)
 
-                def take(start: int, stop: int) -> bytes:
-                    stream.seek(begin + start)
-                    return stream.read(stop - start)
+            def take(start: int, stop: int) -> bytes:
+                stream.seek(begin + start)
+                return cast(bytes, stream.read(stop - start))
 
             if found < least:
                 raise self._damaged(f"{found} bytes of pixel data")
@@ -249,10 +252,10 @@ class SegFile:
                 yield from self._block(index, bits[start % 8 : start % 8 + size])
                 continue
             rows = np.flatnonzero(packed.reshape(self.rows, width).any(axis=1))
-            if rows.size:
+            if rows.size:  # most frames of most segments show nothing, or little
                 first, last = int(rows[0]), int(rows[-1]) + 1
                 bits = np.unpackbits(packed[first * width : last * width], bitorder="little")
-                yield Block(index, first, bits.reshape(-1, self.columns))
+                yield from self._block(index, bits, first)
 
     def _decoded(self, wanted: Sequence[int]) -> Iterator[Block]:
         from pydicom import dcmread  # noqa: PLC0415 - loaded by whoever opened the file
@@ -270,12 +273,15 @@ class SegFile:
         if found != len(self.frames.segments):
             raise self._damaged(f"{found} frames of pixel data")
 
-    def _block(self, index: int, flat: npt.NDArray[Any]) -> Iterator[Block]:
-        pixels = flat.reshape(self.rows, self.columns)
+    def _block(self, index: int, flat: npt.NDArray[Any], first_row: int = 0) -> Iterator[Block]:
+        pixels = flat.reshape(-1, self.columns)
         held = pixels != self.background if self.background else pixels
         rows = np.flatnonzero(held.any(axis=1))
         if rows.size:
-            yield Block(index, int(rows[0]), pixels[rows[0] : rows[-1] + 1])
+            top, below = int(rows[0]), int(rows[-1]) + 1
+            columns = np.flatnonzero(held[top:below].any(axis=0))
+            left, right = int(columns[0]), int(columns[-1]) + 1
+            yield Block(index, first_row + top, left, pixels[top:below, left:right])
 
     def _damaged(self, found: str) -> FormatError:
         return FormatError(
@@ -352,16 +358,14 @@ def _opened(path: Path, where: str) -> Any:  # noqa: ANN401 - a file
         raise _cannot_read(where) from error
 
 
-def _value_of_pixels(stream: Any, offset: int) -> tuple[int, int]:  # noqa: ANN401 - a file
+def _value_of_pixels(stream: BinaryIO, offset: int, *, implicit: bool) -> tuple[int, int]:
     """Where the value of the element of pixel data begins, and how many of its bytes there are."""
-    end = stream.seek(0, 2)
+    end = stream.seek(0, io.SEEK_END)
     stream.seek(offset)
-    head = stream.read(12)
-    if head[:4] != b"\xe0\x7f\x10\x00":
+    head = stream.read(8 if implicit else 12)
+    if head[:4] != b"\xe0\x7f\x10\x00" or not (implicit or head[4:6] in (b"OB", b"OW")):
         return offset, 0
-    explicit = head[4:6] in (b"OB", b"OW")
-    length = int.from_bytes(head[8:12] if explicit else head[4:8], "little")
-    begin = offset + (12 if explicit else 8)
+    begin, length = offset + len(head), int.from_bytes(head[-4:], "little")
     return begin, max(0, min(end - begin, 0 if length == _UNDEFINED else length))
 
 

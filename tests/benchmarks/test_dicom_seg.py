@@ -6,6 +6,7 @@ import pytest
 from benchmarks import dicom_seg
 from benchmarks.dicom_seg import Figure
 from medseg.core import LabelMap
+from medseg.io import dicom_seg as module
 from medseg.io.dicom_seg import Algorithm, write_seg
 
 
@@ -24,7 +25,6 @@ def test_every_structure_is_there(folder):
 
 @pytest.mark.parametrize("side", dicom_seg.SIDES)
 def test_a_side_writes_verifies_and_is_timed(folder, tmp_path, side, monkeypatch):
-    import medseg.io.dicom_seg as module
 
     monkeypatch.setattr(module, "check_seg", module.check_seg)  # put back afterwards
     path = tmp_path / "seg.dcm"

@@ -1,5 +1,6 @@
 """SEG of other software and of every type, read back into labels; overlaps; places of their own."""
 
+import copy
 import zlib
 
 import highdicom as hd
@@ -61,11 +62,8 @@ def by_highdicom(path, source, masks, kind="BINARY", names=("large", "small", "t
         )
         for number, name in enumerate(names, 1)
     ]
-    headers = [pydicom.Dataset(header) for header in source.datasets]
-    for header, original in zip(headers, source.datasets, strict=True):
-        header.file_meta = original.file_meta
     seg = hd.seg.Segmentation(
-        source_images=headers,
+        source_images=list(source.datasets),
         pixel_array=np.ascontiguousarray(masks.transpose(3, 2, 1, 0)),
         segmentation_type=kind,
         segment_descriptions=descriptions,
@@ -370,7 +368,7 @@ def test_planes_of_another_orientation_are_read_where_they_lie(scan, tmp_path):
         group = seg.PerFrameFunctionalGroupsSequence[0]
         groups = []
         for i in range(16):
-            own = pydicom.Dataset(group)
+            own = copy.deepcopy(group)
             place = pydicom.Dataset()
             place.ImagePositionPatient = list((affine @ [i, 0, 0, 1])[:3] * RAS)
             own.PlanePositionSequence = [place]
