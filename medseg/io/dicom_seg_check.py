@@ -12,8 +12,10 @@ from medseg.core import LabelMap, LabelScheme
 from medseg.errors import FormatError, GeometryError
 from medseg.io.dicom_identity import instance_uid
 from medseg.io.dicom_quiet import quiet_dicom
-from medseg.io.dicom_seg_labels import labels_of, placed_blocks
-from medseg.io.dicom_seg_reading import Reference, SegFile, open_seg
+from medseg.io.dicom_seg_groups import Reference
+from medseg.io.dicom_seg_labels import labels_of
+from medseg.io.dicom_seg_places import placed_blocks
+from medseg.io.dicom_seg_reading import SegFile, open_seg
 from medseg.io.scan import DicomSource
 from medseg.io.segment_names import class_labels, segment_label
 

@@ -11,19 +11,24 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from medseg.core import Code
-from medseg.core.grid import FloatArray
 from medseg.errors import FormatError, MedsegError, ResourceError
 from medseg.io.dicom_geometry import MOST_PIXELS
 from medseg.io.dicom_headers import check_deflated
 from medseg.io.dicom_quiet import quiet_dicom
+from medseg.io.dicom_seg_groups import (
+    Frames,
+    Reference,
+    incomplete,
+    read_frames,
+    read_references,
+)
 from medseg.io.segment_names import code_of
 
 if TYPE_CHECKING:
@@ -33,8 +38,6 @@ __all__ = [
     "LABELMAP_CLASS",
     "SEG_CLASS",
     "Block",
-    "Frames",
-    "Reference",
     "SegFile",
     "SegType",
     "Segment",
@@ -51,16 +54,8 @@ LABELMAP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _BACKGROUND = ("125040", "DCM")
-_MOST_FRAMES = 1_000_000
 _MOST_UNPACKED = 1 << 30
-_MOST_MM = 1e7
 _UNDEFINED = 0xFFFFFFFF
-_PLANE_POSITION, _PLANE_ORIENTATION, _PIXEL_MEASURES = 0x00209113, 0x00209116, 0x00289110
-_SEGMENT_IDENTIFICATION, _DERIVATION_IMAGE = 0x0062000A, 0x00089124
-_Part = TypeVar("_Part")
-
-Reference = tuple[str, int | None]
-"""SOPInstanceUID of an image, and the number of its frame, from 1, where it has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +80,6 @@ class Segment:
     def name(self) -> str:
         """Its label, or its number where it has none."""
         return self.label or f"segment {self.number}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Frames:
-    """Where the frames of a file lie and what they show.
-
-    Args:
-        segments: ``(n,)`` number of the segment; 0 in a LABELMAP.
-        positions_lps: ``(n, 3)`` centre of the first pixel.
-        cosines: ``(n, 6)`` along a row, then along a column.
-        spacings_mm: ``(n, 2)`` distance between rows, then between columns.
-    """
-
-    segments: npt.NDArray[np.int64]
-    positions_lps: FloatArray
-    cosines: FloatArray
-    spacings_mm: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,27 +163,7 @@ class SegFile:
         Raises:
             FormatError: ``seg-frames`` if that cannot be read.
         """
-        once = _Once()
-        try:
-            with quiet_dicom():
-                groups = self._dataset.PerFrameFunctionalGroupsSequence
-                shared = self._dataset.SharedFunctionalGroupsSequence[0]
-                return [
-                    once(group, _DERIVATION_IMAGE, _references)
-                    if _DERIVATION_IMAGE in group
-                    else once(shared, _DERIVATION_IMAGE, _references)
-                    if _DERIVATION_IMAGE in shared
-                    else ()
-                    for group in groups
-                ]
-        except Exception as error:  # a reference without its UID, a number that is none
-            raise FormatError(
-                self.where,
-                expected="references to source images that can be read",
-                found="one that cannot",
-                remedy="export the segmentation again from its source",
-                code="seg-frames",
-            ) from error
+        return read_references(self._dataset, self.where)
 
     def _blocks(self, wanted: Sequence[int]) -> Iterator[Block]:
         syntax = self._dataset.file_meta.TransferSyntaxUID
@@ -401,11 +359,11 @@ def _described(path: Path, where: str, dataset: Dataset, offset: int) -> SegFile
             remedy="export the segmentation again from its source",
             code="seg-unreadable",
         )
-    frames, step = _frames(dataset, kind, where)
+    frames, step = read_frames(dataset, where, of_segments=kind != "LABELMAP")
     segments = _segments(dataset, background if kind == "LABELMAP" else None)
     known = {segment.number for segment in segments}
     if kind != "LABELMAP" and not set(frames.segments.tolist()) <= known:
-        raise _incomplete(where, "a frame of a segment that the file does not describe")
+        raise incomplete(where, "a frame of a segment that the file does not describe")
     reference = str(dataset.get("FrameOfReferenceUID") or "")
     return SegFile(
         path,
@@ -485,105 +443,3 @@ def _segments(dataset: Dataset, background: int | None) -> tuple[Segment, ...]:
     if len({segment.number for segment in found}) < len(found) or not found:
         raise ValueError(len(found))
     return tuple(found)
-
-
-class _Once:
-    """Functional groups parsed once: frames repeat those of their slice or segment byte for byte.
-
-    pydicom leaves a sequence of known length as bytes until it is asked for.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, bytes], Any] = {}
-
-    def __call__(self, group: Dataset, tag: int, parse: Callable[[Dataset], _Part]) -> _Part:
-        content = group.get_item(tag).value
-        if not isinstance(content, bytes):
-            return parse(group[tag][0]) if len(group[tag].value) else parse(_nothing())
-        if (tag, content) not in self._known:
-            items = group[tag].value
-            self._known[tag, content] = parse(items[0] if len(items) else _nothing())
-        return cast(_Part, self._known[tag, content])
-
-
-def _nothing() -> Dataset:
-    from pydicom.dataset import Dataset  # noqa: PLC0415 - loaded by whoever asks
-
-    return Dataset()
-
-
-def _numbers(group: Dataset, keyword: str) -> tuple[float, ...]:
-    return tuple(float(value) for value in group[keyword].value)
-
-
-def _segment_number(group: Dataset) -> int:
-    return int(group.ReferencedSegmentNumber)
-
-
-def _references(group: Dataset) -> tuple[Reference, ...]:
-    found: list[Reference] = []
-    for image in group.get("SourceImageSequence") or []:
-        frames = image.get("ReferencedFrameNumber")
-        uid = str(image.ReferencedSOPInstanceUID)
-        if frames is None:
-            found.append((uid, None))
-        else:
-            found += [(uid, int(frame)) for frame in np.atleast_1d(np.asarray(frames)).tolist()]
-    return tuple(found)
-
-
-def _frames(dataset: Dataset, kind: SegType, where: str) -> tuple[Frames, float | None]:
-    """Where the frames lie, and the distance between slices where it is said."""
-    once = _Once()
-    segments, positions, cosines, spacings = [], [], [], []
-    try:
-        shared = dataset.SharedFunctionalGroupsSequence[0]
-        each = dataset.PerFrameFunctionalGroupsSequence
-        count = int(dataset.get("NumberOfFrames") or len(each))
-        if not 1 <= count <= _MOST_FRAMES or len(each) != count:
-            raise ValueError(count)
-
-        def of(frame: Dataset, tag: int, parse: Callable[[Dataset], _Part]) -> _Part:
-            return once(frame if tag in frame else shared, tag, parse)
-
-        position = partial(_numbers, keyword="ImagePositionPatient")
-        orientation = partial(_numbers, keyword="ImageOrientationPatient")
-        spacing = partial(_numbers, keyword="PixelSpacing")
-        for frame in each:
-            segments.append(
-                0 if kind == "LABELMAP" else of(frame, _SEGMENT_IDENTIFICATION, _segment_number)
-            )
-            positions.append(of(frame, _PLANE_POSITION, position))
-            cosines.append(of(frame, _PLANE_ORIENTATION, orientation))
-            spacings.append(of(frame, _PIXEL_MEASURES, spacing))
-        frames = Frames(
-            np.array(segments, dtype=np.int64),
-            np.array(positions, dtype=np.float64).reshape(count, 3),
-            np.array(cosines, dtype=np.float64).reshape(count, 6),
-            np.array(spacings, dtype=np.float64).reshape(count, 2),
-        )
-        measures = each[0] if _PIXEL_MEASURES in each[0] else shared
-        step = measures[_PIXEL_MEASURES][0].get("SpacingBetweenSlices")
-    except Exception as error:  # a missing functional group, or values of another length
-        raise _incomplete(where, "a frame without them") from error
-    numbers = (frames.positions_lps, frames.cosines, frames.spacings_mm)
-    # written so that NaN fails too
-    if not all((np.abs(part) < _MOST_MM).all() for part in numbers):
-        raise _incomplete(where, "a frame beyond every patient")
-    if not (frames.spacings_mm > 0).all():
-        raise _incomplete(where, "a frame whose pixels have no extent")
-    try:
-        step_mm = float(step) if step else None
-    except (TypeError, ValueError):
-        step_mm = None
-    return frames, step_mm if step_mm and 0 < step_mm < _MOST_MM else None
-
-
-def _incomplete(where: str, found: str) -> FormatError:
-    return FormatError(
-        where,
-        expected="segment, position, orientation and spacing of every frame",
-        found=found,
-        remedy="export the segmentation again from its source",
-        code="seg-frames",
-    )

@@ -15,7 +15,8 @@ from medseg.errors import MedsegError
 from medseg.io.dicom_labels import read_label_scheme
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg import Algorithm, write_seg
-from medseg.io.dicom_seg_labels import own_grid, read_seg_labels, segment_fractions
+from medseg.io.dicom_seg_labels import read_seg_labels, segment_fractions
+from medseg.io.dicom_seg_places import own_grid
 from medseg.io.dicom_seg_reading import open_seg
 from medseg.io.dicom_series import read_dicom_series
 from tests.io.test_dicom_fuzz import Forms, damaged, damages

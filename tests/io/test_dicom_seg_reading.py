@@ -18,13 +18,13 @@ from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError
 from medseg.io.dicom_labels import read_dicom_labels, read_label_scheme
 from medseg.io.dicom_seg import Algorithm, write_seg
 from medseg.io.dicom_seg_labels import (
-    own_grid,
     read_seg,
     read_seg_labels,
     read_segment_scheme,
     segment_fractions,
     segment_mask,
 )
+from medseg.io.dicom_seg_places import own_grid
 from medseg.io.dicom_seg_reading import open_seg
 from medseg.io.dicom_series import read_dicom_series
 from tests.series import AXIAL, small_series, spoil

@@ -50,6 +50,7 @@ def sources(tmp_path, form):
     else:
         slices = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
         for one in slices:  # what its converter wants to find
+            one.PatientName = "ANONYMOUS^"
             one.BodyPartExamined, one.FrameLaterality = "HEAD", "U"
             one.AcquisitionDate = one.AcquisitionTime = None
             one.BurnedInAnnotation, one.VolumetricProperties = "NO", "VOLUME"
@@ -69,7 +70,8 @@ def labels_on(scan, seed=0):
     chance = np.random.default_rng(seed)
     data = chance.choice([0, 0, 0, 1, 2, 300], scan.volume.grid.shape_ijk).astype(np.uint16)
     data[:, :, 1] = 0
-    data[:, :, 2][data[:, :, 2] == 2] = 0
+    third = data[:, :, 2:3]  # a series may have two slices only
+    third[third == 2] = 0
     return LabelMap(data, scan.volume.grid, SCHEME)
 
 
@@ -122,6 +124,8 @@ def test_highdicom_sees_the_same_voxels_and_the_image_that_each_frame_was_made_f
         "segment_numbers": numbers,
         "rescale_fractional": False,
         "assert_missing_frames_are_empty": True,
+        # highdicom 0.28 takes label maps of 16 bits apart as if they had 8
+        "combine_segments": kind == "LABELMAP",
     }
     if form == "classic":
         uids = [header.SOPInstanceUID for header in scan.source.datasets]
@@ -131,8 +135,9 @@ def test_highdicom_sees_the_same_voxels_and_the_image_that_each_frame_was_made_f
         frames = list(scan.source.frame_numbers)
         assert sorted(frames) == [1, 2, 3, 4, 5]
         found = seg.get_pixels_by_source_frame(uid, frames, **options)
-    for number, (_, volume_ijk) in enumerate(wanted):
-        assert np.array_equal(found[..., number], volume_ijk.transpose(2, 1, 0))
+    for index, (number, (_, volume_ijk)) in enumerate(zip(numbers, wanted, strict=True)):
+        seen = found == number if kind == "LABELMAP" else found[..., index]
+        assert np.array_equal(seen, volume_ijk.transpose(2, 1, 0))
     per_frame = seg.PerFrameFunctionalGroupsSequence
     slices = len({tuple(f.PlanePositionSequence[0].ImagePositionPatient) for f in per_frame})
     assert slices == (4 if omit else 5)
@@ -241,9 +246,8 @@ def test_labels_come_back_equal(tmp_path, form, kind):
 def test_the_numbers_of_a_label_map_are_the_label_values(tmp_path):
     scan = sources(tmp_path, "classic")
     labels = labels_on(scan)
-    for form, bits in ((labels, 16), (labels.on_grid(labels.data_ijk % 256, labels.grid), 8)):
-        if bits == 8:
-            form.data_ijk[form.data_ijk == 44] = 0  # 300 modulo 256
+    without = np.where(labels.data_ijk == 300, 0, labels.data_ijk)
+    for form, bits in ((labels, 16), (labels.on_grid(without, labels.grid), 8)):
         write_seg(form, tmp_path / "s.dcm", scan.source, algorithm=MODEL, seg_type="LABELMAP")
         seg = pydicom.dcmread(tmp_path / "s.dcm")
         assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
