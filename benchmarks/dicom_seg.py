@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,6 +192,7 @@ def _run(folder: Path, side: str, kind: str, omit: bool, path: Path) -> dict[str
             verify[0] += time.perf_counter() - clock
 
         seg_of_medseg.check_seg = timed
+    warnings.simplefilter("ignore")  # highdicom warns of names of patients
     before = psutil.Process().memory_info().rss
     clock = time.perf_counter()
     (_by_medseg if side == "medseg" else _by_highdicom)(path, scan, labels, kind, omit)

@@ -127,15 +127,16 @@ def write_seg(
     dtype = np.uint8 if max(numbers) <= _FULL else np.uint16
     planes_kji = np.ascontiguousarray(number_of.astype(dtype)[labels.data_ijk].transpose(2, 1, 0))
     shown = _shown(planes_kji, max(numbers) + 1)
-    kept: Callable[[Any], Sequence[int]] = lambda held: _kept(held, omit_empty_frames)  # noqa: E731
+    frames: list[tuple[int | None, int]]
+    pixels: Iterable[bytes]
     if of_binary:
-        frames = [(number, k) for number in numbers for k in kept(shown[:, number])]
-        pixels: Iterable[bytes] = bits_packed(
+        frames = [(n, k) for n in numbers for k in _kept(shown[:, n], omit_empty_frames)]
+        pixels = bits_packed(
             (planes_kji[k] == number if shown[k, number] else None for number, k in frames),
             planes_kji[0].size,
         )
     else:
-        frames = [(None, k) for k in kept(shown[:, 1:].any(axis=1))]
+        frames = [(None, k) for k in _kept(shown[:, 1:].any(axis=1), omit_empty_frames)]
         little = planes_kji.dtype.newbyteorder("<")
         pixels = (planes_kji[k].astype(little).tobytes() for _, k in frames)
     content = _Content(
@@ -194,7 +195,8 @@ def write_fractional_seg(
     for number, (which, _) in enumerate(labels, 1):
         planes_kji = _stored_planes(probabilities, which)
         digest.update(planes_kji.data)
-        frames += [(number, k) for k in _kept(planes_kji.any(axis=(1, 2)), omit_empty_frames)]
+        held = np.asarray(planes_kji.any(axis=(1, 2)))
+        frames += [(number, k) for k in _kept(held, omit_empty_frames)]
 
     def pixels() -> Iterator[bytes]:
         for number, (which, _) in enumerate(labels, 1):

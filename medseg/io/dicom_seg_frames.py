@@ -95,11 +95,11 @@ def frame_groups(
 
     place = {k: number for number, k in enumerate(sorted({k for _, k in frames}), 1)}
     segments: dict[int | None, bytes] = {None: b""}
-    for number in {number for number, _ in frames if number is not None}:
+    for segment in {number for number, _ in frames if number is not None}:
         identification, group = Dataset(), Dataset()
-        identification.ReferencedSegmentNumber = number
+        identification.ReferencedSegmentNumber = segment
         group.SegmentIdentificationSequence = [identification]
-        segments[number] = _encoded(group)
+        segments[segment] = _encoded(group)
     parts = []
     for number, k in frames:
         indices = (place[k],) if number is None else (number, place[k])
@@ -191,7 +191,7 @@ def _encoded(dataset: Dataset) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     write_dataset(buffer, dataset)
-    return buffer.getvalue()
+    return bytes(buffer.getvalue())
 
 
 def _item(content: bytes) -> bytes:

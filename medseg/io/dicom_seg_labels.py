@@ -281,7 +281,8 @@ class _Painter:
                 remedy="export the segmentation again from its source",
                 code="seg-frames",
             )
-        return self._lookup[block.pixels]
+        found: npt.NDArray[Any] = self._lookup[block.pixels]
+        return found
 
     @property
     def _described(self) -> set[int]:

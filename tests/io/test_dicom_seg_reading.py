@@ -16,6 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELos
 from medseg.core import Code, Grid, Label, LabelMap, LabelScheme
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError
 from medseg.io.dicom_labels import read_dicom_labels, read_label_scheme
+from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg import Algorithm, write_seg
 from medseg.io.dicom_seg_labels import (
     read_seg,
@@ -62,21 +63,22 @@ def by_highdicom(path, source, masks, kind="BINARY", names=("large", "small", "t
         )
         for number, name in enumerate(names, 1)
     ]
-    seg = hd.seg.Segmentation(
-        source_images=list(source.datasets),
-        pixel_array=np.ascontiguousarray(masks.transpose(3, 2, 1, 0)),
-        segmentation_type=kind,
-        segment_descriptions=descriptions,
-        series_instance_uid=hd.UID(),
-        series_number=2,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="m",
-        manufacturer_model_name="m",
-        software_versions="1",
-        device_serial_number="1",
-        **options,
-    )
+    with quiet_dicom():  # it warns of names of patients
+        seg = hd.seg.Segmentation(
+            source_images=list(source.datasets),
+            pixel_array=np.ascontiguousarray(masks.transpose(3, 2, 1, 0)),
+            segmentation_type=kind,
+            segment_descriptions=descriptions,
+            series_instance_uid=hd.UID(),
+            series_number=2,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="m",
+            manufacturer_model_name="m",
+            software_versions="1",
+            device_serial_number="1",
+            **options,
+        )
     seg.save_as(path)
     return path
 
