@@ -19,6 +19,7 @@ from medseg.io.dicom_quiet import quiet_dicom
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
 __all__ = ["Frames", "Reference", "incomplete", "read_frames", "read_references"]
 
@@ -56,16 +57,24 @@ class _Once:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, bytes], Any] = {}
+        self._known: dict[tuple[int, bytes | int], Any] = {}
 
-    def __call__(self, group: Dataset, tag: int, parse: Callable[[Dataset], _Part]) -> _Part:
+    def __call__(self, group: Dataset, tag: BaseTag, parse: Callable[[Dataset], _Part]) -> _Part:
         content = group.get_item(tag).value
-        if not isinstance(content, bytes):
-            return parse(group[tag][0]) if len(group[tag].value) else parse(_nothing())
-        if (tag, content) not in self._known:
+        # a sequence that was parsed stays where it is while its dataset is held
+        key = (tag, content if isinstance(content, bytes) else id(content))
+        if key not in self._known:
             items = group[tag].value
-            self._known[tag, content] = parse(items[0] if len(items) else _nothing())
-        return cast(_Part, self._known[tag, content])
+            found = self._known[key] = parse(items[0] if len(items) else _nothing())
+            self._known[tag, id(items)] = found
+        return cast(_Part, self._known[key])
+
+
+def _tag(number: int) -> BaseTag:
+    """As pydicom looks it up: it makes one of every plain number, each time anew."""
+    from pydicom.tag import Tag  # noqa: PLC0415 - loaded by whoever asks
+
+    return Tag(number)
 
 
 def _nothing() -> Dataset:
@@ -105,11 +114,10 @@ def read_references(dataset: Dataset, where: str) -> list[tuple[Reference, ...]]
         with quiet_dicom():
             groups = dataset.PerFrameFunctionalGroupsSequence
             shared = dataset.SharedFunctionalGroupsSequence[0]
-            found = []
+            found, tag = [], _tag(_DERIVATION_IMAGE)
             for group in groups:
-                holder = group if _DERIVATION_IMAGE in group else shared
-                named = _DERIVATION_IMAGE in holder
-                found.append(once(holder, _DERIVATION_IMAGE, _references) if named else ())
+                holder = group if tag in group else shared
+                found.append(once(holder, tag, _references) if tag in holder else ())
             return found
     except Exception as error:  # a reference without its UID, a number that is none
         raise FormatError(
@@ -141,19 +149,19 @@ def read_frames(dataset: Dataset, where: str, *, of_segments: bool) -> tuple[Fra
         if not 1 <= count <= _MOST_FRAMES or len(each) != count:
             raise ValueError(count)
 
-        def of(frame: Dataset, tag: int, parse: Callable[[Dataset], _Part]) -> _Part:
+        def of(frame: Dataset, tag: BaseTag, parse: Callable[[Dataset], _Part]) -> _Part:
             return once(frame if tag in frame else shared, tag, parse)
 
+        tags = (_SEGMENT_IDENTIFICATION, _PLANE_POSITION, _PLANE_ORIENTATION, _PIXEL_MEASURES)
+        segment_tag, position_tag, orientation_tag, measures_tag = map(_tag, tags)
         position = partial(_numbers, keyword="ImagePositionPatient")
         orientation = partial(_numbers, keyword="ImageOrientationPatient")
         spacing = partial(_numbers, keyword="PixelSpacing")
         for frame in each:
-            segments.append(
-                of(frame, _SEGMENT_IDENTIFICATION, _segment_number) if of_segments else 0
-            )
-            positions.append(of(frame, _PLANE_POSITION, position))
-            cosines.append(of(frame, _PLANE_ORIENTATION, orientation))
-            spacings.append(of(frame, _PIXEL_MEASURES, spacing))
+            segments.append(of(frame, segment_tag, _segment_number) if of_segments else 0)
+            positions.append(of(frame, position_tag, position))
+            cosines.append(of(frame, orientation_tag, orientation))
+            spacings.append(of(frame, measures_tag, spacing))
         frames = Frames(
             np.array(segments, dtype=np.int64),
             np.array(positions, dtype=np.float64).reshape(count, 3),
