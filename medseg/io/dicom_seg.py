@@ -136,7 +136,8 @@ def write_seg(
             planes_kji[0].size,
         )
     else:
-        frames = [(None, k) for k in _kept(shown[:, 1:].any(axis=1), omit_empty_frames)]
+        held = np.asarray(shown[:, 1:].any(axis=1))
+        frames = [(None, k) for k in _kept(held, omit_empty_frames)]
         little = planes_kji.dtype.newbyteorder("<")
         pixels = (planes_kji[k].astype(little).tobytes() for _, k in frames)
     content = _Content(
