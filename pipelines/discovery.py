@@ -18,7 +18,7 @@ from medseg.io.dicom_folders import is_dicom_file, study_uid
 from medseg.io.fingerprint import input_files
 from medseg.io.reading import IMAGE_SUFFIXES
 from pipelines.infer import Case, case_name, make_cases
-from pipelines.results import RESULTS
+from pipelines.result_names import is_result_name
 
 __all__ = ["Found", "Naming", "expected_bytes", "find_cases"]
 
@@ -169,7 +169,7 @@ def _is_image(path: Path) -> bool:
         return True
     if not name.endswith(IMAGE_SUFFIXES) or name.endswith((".img", ".img.gz")):
         return False
-    return not name.endswith(tuple(RESULTS.values()))
+    return not is_result_name(name)
 
 
 def _expected(path: Path) -> int:

@@ -23,13 +23,8 @@ from medseg.io.scan import DicomSource, Scan
 from medseg.models.card import ModelCard
 from medseg.studies.inputs import read_case_image
 from pipelines.output import prepare_output
-from pipelines.results import (
-    RESULTS,
-    Wishes,
-    opened_probabilities,
-    rtstruct_notes,
-    write_results,
-)
+from pipelines.result_names import RESULTS, earlier_results, mask_names, results_exist
+from pipelines.results import Wishes, missing_notes, opened_probabilities, write_results
 
 if TYPE_CHECKING:
     from medseg.io.dicom_study import Study
@@ -44,15 +39,14 @@ __all__ = [
     "case_name",
     "check_channel_names",
     "check_contrast",
-    "earlier_results",
     "make_cases",
+    "mask_files",
     "modality_notes",
     "plan_case",
     "predict_case",
     "prepare_output",
     "read_case",
     "read_scan",
-    "results_exist",
     "segment_case",
     "write_case",
 ]
@@ -283,7 +277,7 @@ def segment_case(
         MedsegError: Whatever reading, segmenting or writing found wrong.
     """
     wishes = wishes or Wishes()
-    there = earlier_results(case.name, out)
+    there = earlier_results(case.name, out, mask_files(case, predictor, wishes))
     if there and not overwrite:
         raise results_exist(there[0])
     with read_case(case, predictor.card) as loaded:
@@ -358,12 +352,15 @@ def write_case(
     """
     loaded, prediction, files = segmented.loaded, segmented.prediction, segmented.files
     case, scan = loaded.case, loaded.scan
-    for old in earlier_results(case.name, out):  # those of two runs must never stand side by side
+    masks = mask_files(case, predictor, wishes)
+    for old in earlier_results(
+        case.name, out, masks
+    ):  # those of two runs must never stand side by side
         if old not in files.values():
             old.unlink(missing_ok=True)
     seconds = {"read": loaded.seconds, **prediction.seconds}
     notes = (*scan.notes, *prediction.notes, *modality_notes(scan, predictor.card))
-    notes += rtstruct_notes(scan, wishes)
+    notes += missing_notes(scan, wishes)
     try:
         refused = write_results(
             case.name,
@@ -398,6 +395,11 @@ def write_case(
     )
 
 
+def mask_files(case: Case, predictor: Predictor, wishes: Wishes) -> list[str]:
+    """Names of the files of single structures, where they are wished for."""
+    return list(mask_names(case.name, predictor.card.scheme()).values()) if wishes.masks else []
+
+
 def plan_case(
     case: Case,
     predictor: Predictor,
@@ -429,22 +431,6 @@ def _box(roi: Region | None, scan: Scan) -> Box | None:
         for (first, last), extent in zip(roi, scan.volume.grid.shape_ijk, strict=True)
     ]
     return spans[0], spans[1], spans[2]
-
-
-def earlier_results(name: str, out: Path) -> list[Path]:
-    """The result files of that name that are there."""
-    return [path for end in RESULTS.values() if (path := out / f"{name}{end}").exists()]
-
-
-def results_exist(path: Path) -> ConfigError:
-    """The refusal to replace a file."""
-    return ConfigError(
-        str(path),
-        expected="no result of this name yet",
-        found="one from an earlier run",
-        remedy="add --overwrite, or choose another output folder",
-        code="output-exists",
-    )
 
 
 def read_scan(

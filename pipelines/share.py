@@ -33,15 +33,14 @@ from pipelines.infer import (
     CaseResult,
     Loaded,
     Segmented,
-    earlier_results,
+    mask_files,
     predict_case,
     read_case,
-    results_exist,
     write_case,
 )
 from pipelines.output import prepare_output
 from pipelines.redaction import without_paths
-from pipelines.results import RESULTS
+from pipelines.result_names import RESULTS, earlier_results, mask_names, results_exist
 
 __all__ = ["SET_ASIDE", "work_on_share"]
 
@@ -218,9 +217,10 @@ class _Steps:
     def write(self, task: _Task, segmented: Segmented) -> CaseResult:
         """Write it."""
         self._flight.move(task.row.number, "writing", segmented.bytes)
-        self._ledger.announce(
-            task.row.number, {kind: f"{task.case.name}{end}" for kind, end in RESULTS.items()}
-        )
+        names = {kind: f"{task.case.name}{end}" for kind, end in RESULTS.items()}
+        if self._order.wishes.masks:
+            names |= mask_names(task.case.name, self._predictor.card.scheme())
+        self._ledger.announce(task.row.number, names)
         result = write_case(segmented, self._predictor, self._order.out, wishes=self._order.wishes)
         task.thumbnail = _thumbnail(segmented)
         return result
@@ -278,7 +278,8 @@ class _Steps:
 
     def _make_way(self, task: _Task) -> None:
         """See that nobody's work is replaced: neither what is not ours, nor what was changed."""
-        there = earlier_results(task.case.name, self._order.out)
+        masks = mask_files(task.case, self._predictor, self._order.wishes)
+        there = earlier_results(task.case.name, self._order.out, masks)
         if self._order.overwrite or not there:
             return
         row = task.row

@@ -26,12 +26,12 @@ from medseg.io.derived_uids import derived_uid
 from medseg.io.dicom_folders import RTSTRUCT_CLASS
 from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
-from medseg.io.dicom_seg import Algorithm, AlgorithmType, check_provenance, series_number
-from medseg.io.dicom_seg_reading import segment_label
+from medseg.io.provenance import Algorithm, AlgorithmType, check_provenance, series_number
 from medseg.io.rtstruct_labels import read_rtstruct
 from medseg.io.rtstruct_reading import read_structure_set
 from medseg.io.rtstruct_voxels import roi_box
 from medseg.io.scan import DicomSource
+from medseg.io.segment_names import segment_label
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -92,17 +92,14 @@ def write_rtstruct(
     the planes of the source slices, half-way between the centres of the structure's voxels and
     others; a hole is joined to its outer contour by a channel without width (keyhole).
 
-    Patient and study are those of the source; what it lacks stays empty. Series and instance UID
-    are made from source, labels and algorithm: the same result has the same ones whenever it is
-    made, and its dates and times alone differ.
+    Patient, study and identifiers are as :mod:`medseg.io.provenance` says.
 
     Args:
         labels: On the grid of the source.
         path: The file to be made; its folder must exist.
         source: The series that was segmented.
-        algorithm: What segmented it; None for labels made by hand, or edited after a beginning that
-            is not recorded.
-        algorithm_type: How much of it a program did; the ROI Generation Algorithm.
+        algorithm: What segmented it, as for :func:`~medseg.io.provenance.check_provenance`.
+        algorithm_type: As there; the ROI Generation Algorithm.
         label: Structure Set Label, at most 16 characters.
         interpreted_types: Label name to RT ROI Interpreted Type. Others are ``ORGAN`` where the
             scheme says that they are anatomical structures, else empty.

@@ -50,6 +50,14 @@ class Names(StrEnum):
     ID = "id"
 
 
+class SegKind(StrEnum):
+    """Types of a DICOM SEG."""
+
+    BINARY = "binary"
+    LABELMAP = "labelmap"
+    FRACTIONAL = "fractional"
+
+
 class Skip(StrEnum):
     """Windows that are not computed."""
 
@@ -157,6 +165,27 @@ def predict(
         bool,
         typer.Option("--rtstruct", help="Also write contours (RTSTRUCT) for a DICOM series."),
     ] = False,
+    seg_type: Annotated[
+        SegKind,
+        typer.Option(
+            help="Type of the DICOM SEG: binary, labelmap (few viewers know it yet), or fractional "
+            "(needs --probabilities)."
+        ),
+    ] = SegKind.BINARY,
+    omit_empty_frames: Annotated[
+        bool,
+        typer.Option(
+            "--omit-empty-frames",
+            help="Leave out frames without foreground: smaller, but some viewers want them all.",
+        ),
+    ] = False,
+    one_file_per_class: Annotated[
+        bool,
+        typer.Option(
+            "--one-file-per-class",
+            help="Also write CASE_label-NAME_mask.nii.gz for every structure.",
+        ),
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write an HTML report.")] = False,
     preview: Annotated[
         bool, typer.Option("--preview", help="Also draw a three-plane PNG.")
@@ -202,8 +231,9 @@ def predict(
     """Segment images; results lie on the original grid and are re-read before success is told.
 
     For each case: CASE_dseg.nii.gz, CASE_dseg.tsv, CASE_statistics.csv and .json, CASE_report.json
-    and, for a DICOM series, CASE_dseg.dcm (DICOM SEG). For all: ledger.sqlite, which tells what is
-    done, cohort.csv and index.html. The same command goes on where it was stopped.
+    and, for a DICOM series, CASE_dseg.dcm (DICOM SEG; a fractional one is CASE_probseg.dcm).
+    For all: ledger.sqlite, which tells what is done, cohort.csv and index.html. The same command
+    goes on where it was stopped.
     """
     from medseg.models.card import load_card  # noqa: PLC0415
     from medseg.models.zoo import find_members  # noqa: PLC0415
@@ -250,7 +280,16 @@ def predict(
         device=device,
         out=out or Path(),
         overwrite=overwrite,
-        wishes=Wishes(preview, report, probabilities, log_phi, rtstruct),
+        wishes=Wishes(
+            preview,
+            report,
+            probabilities,
+            log_phi,
+            rtstruct,
+            seg_type.value,
+            omit_empty_frames,
+            one_file_per_class,
+        ),
         roi=roi,
         jobs=jobs,
         shard=shard,

@@ -14,11 +14,11 @@ from medseg.data.layouts import list_cases
 from medseg.data.layouts.acdc import read_frames
 from medseg.data.schemes import SCHEMES
 from medseg.errors import ConfigError, FormatError, GeometryError
-from medseg.io.dicom_folders import read_segment_scheme
 from medseg.io.dicom_seg import Algorithm, write_seg
-from medseg.io.dicom_seg_reading import segment_label
+from medseg.io.dicom_seg_labels import read_segment_scheme
 from medseg.io.dicom_series import read_dicom_series
 from medseg.io.rtstruct import write_rtstruct
+from medseg.io.segment_names import segment_label
 from tests.data.test_layouts import problem
 from tests.io.test_dicom_seg import read_and_label
 from tests.series import small_series, spoil

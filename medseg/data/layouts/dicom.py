@@ -25,7 +25,7 @@ from medseg.io.dicom_folders import (
     read_objects,
 )
 from medseg.io.dicom_labels import is_rtstruct, read_label_scheme
-from medseg.io.rtstruct_labels import plain_name
+from medseg.io.segment_names import plain_name
 
 __all__ = ["is_dicom", "list_dicom"]
 
