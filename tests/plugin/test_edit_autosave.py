@@ -257,14 +257,12 @@ def test_a_full_disk_is_told_once_and_edits_go_on(tmp_path, ended, monkeypatch):
 def test_old_autosaves_go_when_all_together_grow_large(tmp_path, ended):
     folders = []
     for _ in range(3):
-        _, controller, saver = session(tmp_path, most_bytes=1500)
+        _, controller, saver = session(tmp_path, most_bytes=1)
         paint(controller, (2, 2, 2))
         saver.flush()
         saver.close()
         folders.append(saver.folder)
-    assert [folder.exists() for folder in folders] == [False, False, True] or sum(
-        one.nbytes for one in recoverable(folder=tmp_path)
-    ) < 3000
+    assert [folder.exists() for folder in folders] == [False, False, True]
 
 
 def test_no_file_names_the_source(tmp_path, ended):

@@ -61,9 +61,6 @@ class BoxValues:
             self.piece.write(part, new=self.new)
         return part if dtype is None else part.astype(dtype, copy=False)
 
-    def __len__(self) -> int:
-        return 0 if self.piece is None else self.piece.shape[0]
-
 
 def atoms_of(change: Change, labels: Callable[[], LabelArray]) -> list[Atom]:
     """A change as an undo step of napari's history.

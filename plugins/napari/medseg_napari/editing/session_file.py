@@ -157,11 +157,14 @@ def read_base(source: Path, header: SessionHeader) -> LabelArray:
     """
     try:
         labels = np.empty(header.shape, dtype=header.dtype)
+        flat, filled = labels.reshape(-1), 0  # slabs are runs of whole planes
         with source.open("rb") as stream:
-            for part, block in zip(slabs(whole(header.shape)), _blocks(stream, _SLAB), strict=True):
-                target = labels[part]
-                flat = np.frombuffer(bytes(zstd.decompress(block)), dtype=labels.dtype)
-                target[...] = flat.reshape(target.shape)
+            for block in _blocks(stream, _SLAB):
+                content = np.frombuffer(bytes(zstd.decompress(block)), dtype=labels.dtype)
+                flat[filled : filled + content.size] = content
+                filled += content.size
+        if filled != flat.size:
+            raise ValueError
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         raise damaged() from error
     return labels
