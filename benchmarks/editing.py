@@ -1,10 +1,10 @@
 """Editing labels in napari: time per mouse move, undo, and memory of a hundred undo steps.
 
 A labels layer of 512 x 512 x 400 voxels (0.7 x 0.7 x 1 mm, uint8) lies in a real napari window,
-two organs in it. A stroke of a brush of 20 mm is drawn move by move, by our brush and by napari's, in
-slices of each axis and as a ball; the time of a move is from the mouse event to the end of drawing.
-Then a hundred edits of several kinds are made and all undone: the array must be the first one again,
-bit by bit, and the history's bytes are counted.
+two organs in it. A stroke of a brush of 20 mm is drawn move by move, by our brush and by napari's,
+in slices of each axis and as a ball; the time of a move is from the mouse event to the end of
+drawing. Then a hundred edits of several kinds are made and all undone: the array must be the first
+one again, bit by bit, and the history's bytes are counted.
 
     xvfb-run -a python -m benchmarks.editing [--shape I,P,L] [--moves N] [--json FILE]
 

@@ -10,7 +10,7 @@ import pytest
 from medseg.core import LabelScheme
 from medseg.errors import FormatError
 from medseg_napari.editing import brush, morphology
-from medseg_napari.editing.binding import start_editing
+from medseg_napari.editing.binding import identity_of, start_editing
 from tests.plugin.sources import oblique_grid, write_nifti_image
 
 SCHEME = LabelScheme.plain("organs", {1: "liver", 2: "spleen", 3: "kidney"})
@@ -289,9 +289,24 @@ def test_a_layer_read_by_medseg_keeps_its_table_and_is_autosaved(tmp_path, monke
     assert kept.by_value(controller.active).name == "renamed"
     controller.remove_label(controller.active)
     editing.autosave.flush()
-    [one] = autosave.recoverable()
-    np.testing.assert_array_equal(one.load().labels, layer.data)
-    editing.saved()
-    assert not controller.modified
+    edited = layer.data.copy()
+    editing.close()  # not saved
+    [left] = autosave.recoverable()
+    read_again = Labels(data.copy(), **settings)
+    read_again.data[:] = labels_layer(_read_as_it_is(path), "labels", str(path))[0]
+    again = start_editing(read_again)
+    assert left.header.key == autosave.source_key(
+        identity_of(origin_of({"metadata": read_again.metadata}))
+    )
+    again.recover(left)
+    np.testing.assert_array_equal(read_again.data, edited)
+    assert again.controller.modified
+    assert again.controller.effort.to_dict() == controller.effort.to_dict()
+    [now] = autosave.recoverable()
+    assert now.folder != left.folder
+    again.controller.undo()
+    assert (read_again.data != edited).any()
+    again.saved()
+    assert not again.controller.modified
     assert autosave.recoverable() == []
-    editing.close()
+    again.close()

@@ -23,7 +23,7 @@ from medseg.core import LabelScheme
 from medseg.io.scan import DicomSource
 from medseg_napari._layers import plain_scheme
 from medseg_napari._origin import METADATA_KEY, LayerOrigin, origin_of
-from medseg_napari.editing.autosave import Autosave, source_key
+from medseg_napari.editing.autosave import Autosave, Recoverable, source_key
 from medseg_napari.editing.boxes import Box, LabelArray
 from medseg_napari.editing.change import Change
 from medseg_napari.editing.choices import Tool
@@ -176,6 +176,21 @@ class LayerEditing:
         self.controller.saved()
         if self.autosave is not None:
             self.autosave.saved()
+
+    def recover(self, autosaved: Recoverable) -> None:
+        """Put back what an earlier process had not saved, as one undo step, and discard it there.
+
+        Raises:
+            FormatError: ``recovery-damaged``.
+            ShapeError: ``edit-labels`` if it is of another shape.
+            ConfigError: ``edit-labels-range`` if it holds higher values than this layer can.
+        """
+        content = autosaved.load()
+        self.controller.replace_labels(content.labels, content.scheme, name="recover")
+        if content.effort is not None:
+            self.controller.effort.restore(content.effort)
+        if self.autosave is not None and self.autosave.flush():
+            autosaved.discard()
 
     # ---- the mouse
 
