@@ -1,5 +1,6 @@
 """The controller on a plain array: strokes, undo, the label table, effort, the state of saving."""
 
+import os
 import subprocess
 import sys
 
@@ -418,6 +419,11 @@ def test_editing_needs_neither_qt_nor_napari_nor_torch():
         ]
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "set()"

@@ -1,7 +1,5 @@
 """Each edit against a plain computation on the whole array, by scipy, scikit-image or SimpleITK."""
 
-import itertools
-
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -50,7 +48,7 @@ def test_a_dab_is_a_ball_or_a_disc_in_millimetres(spacing_mm, axis):
     labels = np.zeros((21, 25, 23), dtype=np.uint8)
     point = (10, 12, 11)
     change = brush.paint(labels, 3, point, size_mm=13, spacing_mm=spacing_mm, axis=axis)
-    expected = distances_mm(labels.shape, point, spacing_mm) <= 6.5
+    expected = distances_mm(labels.shape, point, spacing_mm) <= 6.5 + 1e-6
     if axis is not None:
         in_slice = np.zeros_like(expected)
         np.moveaxis(in_slice, axis, 0)[point[axis]] = True
@@ -77,7 +75,7 @@ def test_a_stroke_is_all_that_is_near_the_line_and_has_no_gaps(spacing_mm, axis,
     )
     if axis is not None:
         start[axis] = stop[axis] = np.floor(stop[axis] + 0.5)
-    path = start + np.linspace(0, 1, 400)[:, None] * (stop - start)
+    path = start + np.linspace(0, 1, 200)[:, None] * (stop - start)
     near = np.full(labels.shape, np.inf)
     for point in path:
         near = np.minimum(near, distances_mm(labels.shape, point, spacing_mm))
@@ -86,13 +84,12 @@ def test_a_stroke_is_all_that_is_near_the_line_and_has_no_gaps(spacing_mm, axis,
         if 0 <= stop[axis] < labels.shape[axis]:
             np.moveaxis(off, axis, 0)[int(stop[axis])] = False
         near[off] = np.inf
-    assert after[near <= size_mm / 2 - 0.05].all()
+    assert after[near <= size_mm / 2 - 0.1].all()
     voxels = np.floor(path + 0.5).astype(int)
     inside = ((voxels >= 0) & (voxels < labels.shape)).all(axis=1)
     reach = max(size_mm / 2, np.linalg.norm(spacing_mm) / 2) + 0.05
     assert not after[near > reach].any()
-    missed = after[tuple(voxels[inside].T)] == 0
-    assert missed.mean() < 0.1 if missed.size else True
+    assert after[tuple(voxels[inside].T)].all()
     _, pieces = ndimage.label(after, np.ones((3, 3, 3)))
     assert pieces <= 1
 
@@ -378,7 +375,9 @@ def test_a_region_grows_over_like_intensities_as_far_as_it_may(seed, spacing):
     change = repair.grow_region(
         labels, 1, at, image=image, spacing_mm=spacing, reach_mm=6, low=low, high=high
     )
-    allowed = (image >= low) & (image <= high) & (distances_mm(image.shape, at, spacing) <= 6)
+    allowed = (
+        (image >= low) & (image <= high) & (distances_mm(image.shape, at, spacing) <= 6 + 1e-6)
+    )
     np.testing.assert_array_equal(
         done(change, labels) == 1, flood(allowed.astype(np.uint8), at, connectivity=1) & allowed
     )
@@ -486,10 +485,10 @@ def test_wrong_arguments_are_refused_in_a_sentence():
         )
 
 
-@pytest.mark.parametrize("locked", itertools.combinations([0, 1], 1))
+@pytest.mark.parametrize("locked", [0, 1])
 def test_what_would_change_a_locked_label_is_refused(locked):
     labels = np.ones((4, 5, 6), dtype=np.uint8)
-    rules = Rules(frozenset(locked))
+    rules = Rules(frozenset({locked}))
     with pytest.raises(ConfigError, match="expected a label that is not locked"):
         islands.keep_largest(labels, 1, spacing_mm=(1, 1, 1), rules=rules)
     with pytest.raises(ConfigError, match="expected a label that is not locked"):

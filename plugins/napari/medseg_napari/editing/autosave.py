@@ -213,6 +213,7 @@ class Autosave:
         self._told = False
         self._given_up = threading.Event()
         controller.written.connect(self._written)
+        controller.changed.connect(self._edited)
         controller.table_changed.connect(self._table_changed)
         controller.replaced.connect(self._replaced)
         self._scheme = controller.scheme
@@ -242,6 +243,7 @@ class Autosave:
     def close(self) -> None:
         """Stop listening; the files stay, for recovery, if the labels were not saved."""
         self._controller.written.disconnect(self._written)
+        self._controller.changed.disconnect(self._edited)
         self._controller.table_changed.disconnect(self._table_changed)
         self._controller.replaced.disconnect(self._replaced)
         if self._controller.modified:
@@ -250,17 +252,19 @@ class Autosave:
             self.saved()
 
     def _written(self, change: Change, forward: bool) -> None:
-        self._put(Entry(change, forward, self._other_scheme(), self._controller.effort.to_dict()))
+        self._put(Entry(change, forward))
+
+    def _edited(self) -> None:
+        self._put(Entry(None, True, self._other_scheme(), self._controller.effort.to_dict()))
 
     def _table_changed(self) -> None:
-        scheme = self._other_scheme()
-        if scheme is not None:
-            self._put(Entry(None, True, scheme, self._controller.effort.to_dict()))
+        if self._controller.scheme != self._scheme:
+            self._edited()
 
     def _replaced(self) -> None:
         """Start anew from the array as it is now."""
         self._stop()
-        self._put(Entry(None, True, self._controller.scheme, self._controller.effort.to_dict()))
+        self._edited()
 
     def _other_scheme(self) -> LabelScheme | None:
         if self._controller.scheme == self._scheme:
@@ -288,23 +292,26 @@ class Autosave:
     # ---- in the background
 
     def _work(self) -> None:
-        last: Entry | None = None
+        known = Entry(None, True)
         while True:
             job = self._jobs.get()
             if job is None:
                 return
             if isinstance(job, threading.Event):
+                if self._journal is not None:
+                    with contextlib.suppress(OSError):  # the next entry meets it again
+                        _synced(self._journal)
                 job.set()
                 continue
             if self._given_up.is_set():
                 continue
+            known = Entry(None, True, job.scheme or known.scheme, job.effort or known.effort)
             try:
                 if self._journal is None:
-                    self._begin(last or job)
-                self._append(job)
+                    self._begin(known)
+                self._append(job, known)
             except (OSError, MedsegError) as error:
                 self._abandon(error)
-            last = Entry(None, True, job.scheme or (last.scheme if last else None), job.effort)
 
     def _begin(self, known: Entry) -> None:
         """Save the labels whole and start a journal."""
@@ -316,21 +323,12 @@ class Autosave:
         number = self._generation + 1
         write_base(self._folder / f"base-{number}.bin", self._labels)
         # the journal must be there, with the label table, before the header says that it is valid
-        journal = (self._folder / f"journal-{number}.bin").open("wb")
-        write_entry(journal, Entry(None, True, known.scheme, known.effort))
-        _synced(journal)
-        shape = self._labels.shape
-        process = psutil.Process()
-        SessionHeader(
-            self._key,
-            number,
-            (shape[0], shape[1], shape[2]),
-            str(self._labels.dtype),
-            self._controller.spacing_mm,
-            time.time(),
-            process.pid,
-            process.create_time(),
-        ).write(self._folder)
+        with contextlib.ExitStack() as stack:
+            journal = stack.enter_context((self._folder / f"journal-{number}.bin").open("wb"))
+            write_entry(journal, known)
+            _synced(journal)
+            self._header(number).write(self._folder)
+            stack.pop_all()
         before, self._journal, self._generation = self._journal, journal, number
         if before is not None:
             before.close()
@@ -338,7 +336,21 @@ class Autosave:
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / f"{kind}-{number - 1}.bin").unlink()
 
-    def _append(self, entry: Entry) -> None:
+    def _header(self, number: int) -> SessionHeader:
+        i, p, l = self._labels.shape  # noqa: E741 - the axes' names
+        process = psutil.Process()
+        return SessionHeader(
+            self._key,
+            number,
+            (i, p, l),
+            str(self._labels.dtype),
+            self._controller.spacing_mm,
+            time.time(),
+            process.pid,
+            process.create_time(),
+        )
+
+    def _append(self, entry: Entry, known: Entry) -> None:
         journal = self._journal
         assert journal is not None, "a session has begun"  # noqa: S101
         write_entry(journal, entry)
@@ -346,7 +358,7 @@ class Autosave:
             _synced(journal)
         if journal.tell() > self._journal_bytes:
             _synced(journal)
-            self._begin(Entry(None, True, self._scheme, entry.effort))
+            self._begin(known)
 
     def _abandon(self, error: Exception) -> None:
         if self._journal is not None:

@@ -112,9 +112,16 @@ def _near_line(
 
 
 def _on_line(box: Box, start: FloatArray, stop: FloatArray) -> Mask:
-    """Voxels that the line runs through, at steps of at most half a voxel."""
-    steps = math.ceil(2 * float(np.abs(stop - start).max())) + 1
-    points = np.floor(np.linspace(start, stop, max(steps, 1)) + 0.5).astype(int)
+    """Voxels that the line runs through: one for each stretch between two of their faces."""
+    way = stop - start
+    cuts = [np.array([0.0, 1.0])]
+    for first, last, step in zip(start, stop, way, strict=True):
+        faces = np.arange(math.floor(min(first, last)), math.ceil(max(first, last)) + 1) + 0.5
+        if step:
+            cuts.append((faces - first) / step)
+    along = np.sort(np.clip(np.concatenate(cuts), 0.0, 1.0))
+    middles = (along[1:] + along[:-1]) / 2
+    points = np.floor(start + middles[:, None] * way + 0.5).astype(int)
     points -= [part.start for part in box]
     on_line: Mask = np.zeros([part.stop - part.start for part in box], dtype=bool)
     inside = ((points >= 0) & (points < on_line.shape)).all(axis=1)
