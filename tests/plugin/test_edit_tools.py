@@ -11,7 +11,7 @@ from skimage.segmentation import flood
 
 from medseg.errors import ConfigError, ResourceError, ShapeError
 from medseg_napari.editing import brush, fill, islands, logic, morphology, repair
-from medseg_napari.editing.between import drawn_slices, fill_between
+from medseg_napari.editing.between import drawn_slices, fill_between, shape_between
 from medseg_napari.editing.boxes import whole
 from medseg_napari.editing.rules import FREE, ONLY_BACKGROUND, IntensityRange, Rules
 from medseg_napari.editing.scribbles import INSIDE, OUTSIDE, Scribbles
@@ -316,42 +316,87 @@ def test_labels_are_replaced_as_a_whole(labels, seed):
 # ---- between slices
 
 
-def two_discs(axis):
-    labels = np.zeros((9, 40, 40), dtype=np.uint8)
-    p, l = np.ogrid[:40, :40]  # noqa: E741
-    labels[1] = (p - 16) ** 2 + (l - 17) ** 2 <= 6**2
-    labels[7] = (p - 22) ** 2 + (l - 21) ** 2 <= 11**2
+def disc(centre, radius_mm, shape=(40, 44), spacing_mm=(1.0, 1.0)):
+    p, l = np.ogrid[: shape[0], : shape[1]]  # noqa: E741
+    far = np.square((p - centre[0]) * spacing_mm[0]) + np.square((l - centre[1]) * spacing_mm[1])
+    return far <= radius_mm**2
+
+
+def stacked(first, last, axis, between=5):
+    labels = np.zeros((between + 4, *first.shape), dtype=np.uint8)
+    labels[1], labels[between + 2] = first, last
     return np.ascontiguousarray(np.moveaxis(labels, 0, axis))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_between_two_discs_lie_convex_shapes_that_grow_from_one_to_the_other(axis):
-    labels = two_discs(axis)
-    after = np.moveaxis(done(fill_between(labels, 1, axis=axis), labels), axis, 0)
+    labels = stacked(disc((16, 17), 6), disc((22, 21), 11), axis)
+    assert drawn_slices(labels, 1, axis) == [1, 7]
+    change = fill_between(labels, 1, axis=axis, spacing_mm=(1, 1, 1))
+    after = np.moveaxis(done(change, labels), axis, 0)
     drawn = np.moveaxis(labels, axis, 0)
     np.testing.assert_array_equal(after[[0, 1, 7, 8]], drawn[[0, 1, 7, 8]])
-    areas = [int(plane.sum()) for plane in after[1:8]]
+    for step, plane in enumerate(after[2:7], start=1):
+        wanted = disc((16 + step, 17 + step * 4 / 6), 6 + step * 5 / 6)
+        assert 2 * (wanted & (plane > 0)).sum() / (wanted.sum() + plane.sum()) > 0.97
+        assert plane.sum() >= 0.95 * convex_hull_image(plane).sum()
+    areas = after[1:8].sum(axis=(1, 2)).tolist()
     assert areas == sorted(areas)
-    assert areas[1] < areas[3] < areas[5]
-    hull = convex_hull_image(drawn[1] | drawn[7])
-    for plane in after[2:7]:
-        assert plane.any()
-        assert not (plane.astype(bool) & ~hull).any()
-        assert plane.sum() >= 0.93 * convex_hull_image(plane).sum()
-    assert drawn_slices(labels, 1, axis) == [1, 7]
+
+
+def test_a_shape_that_moves_stays_as_it_is_on_its_way():
+    first, last = disc((10, 10), 4), disc((10, 34), 4)  # without overlap
+    labels = stacked(first, last, 0)
+    after = done(fill_between(labels, 1, axis=0, spacing_mm=(5, 1, 1)), labels)
+    for step in range(1, 6):
+        np.testing.assert_array_equal(after[1 + step] == 1, disc((10, 10 + 4 * step), 4))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_between_slices_the_order_of_the_ends_does_not_matter(seed, share):
+    rng = np.random.default_rng(seed)
+    first, last = (ndimage.gaussian_filter(rng.normal(size=(14, 15)), 2) > 0.1 for _ in range(2))
+    there = shape_between(first, last, share, (0.8, 1.3))
+    back = shape_between(last, first, 1 - share, (0.8, 1.3))
+    assert (there != back).mean() < 0.02  # equal distances of several pieces may pair otherwise
+    np.testing.assert_array_equal(shape_between(first, last, 0.0, (0.8, 1.3)) & first, first)
+    np.testing.assert_array_equal(shape_between(first, first, share, (0.8, 1.3)), first)
+
+
+def test_millimetres_in_the_slice_count():
+    spacing = (0.5, 1.5)
+    first, last = disc((20, 20), 3, spacing_mm=spacing), disc((20, 20), 9, spacing_mm=spacing)
+    middle = shape_between(first, last, 0.5, spacing)
+    wanted = disc((20, 20), 6, spacing_mm=spacing)
+    assert 2 * (middle & wanted).sum() / (middle.sum() + wanted.sum()) > 0.95
+
+
+def test_a_shape_parts_into_two_and_one_without_counterpart_tapers_off():
+    first = disc((20, 22), 12)
+    last = disc((20, 14), 4) | disc((20, 30), 4)
+    pieces = [ndimage.label(shape_between(first, last, share, (1, 1)))[1] for share in (0.1, 0.95)]
+    assert pieces == [1, 2]
+    areas = [
+        int(shape_between(first, np.zeros_like(first), share, (1, 1)).sum())
+        for share in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    assert areas[0] == first.sum()
+    assert areas == sorted(areas, reverse=True)
+    assert areas[2] > 0
+    assert areas[4] == 0
 
 
 def test_filling_between_slices_respects_other_labels_and_other_slices():
-    labels = two_discs(0)
+    labels = stacked(disc((16, 17), 6), disc((22, 21), 11), 0)
     labels[4, 15:20] = 2
-    labels[8] = np.where(labels[7] == 1, 1, 0)
-    after = done(fill_between(labels, 1, axis=0), labels)
+    labels[8] = labels[7]
+    after = done(fill_between(labels, 1, axis=0, spacing_mm=(1, 1, 1)), labels)
     np.testing.assert_array_equal(after == 2, labels == 2)
     assert (after[4] == 1).any()
     np.testing.assert_array_equal(after[8], labels[8])
-    assert not fill_between(labels, 3, axis=0)
+    assert not fill_between(labels, 3, axis=0, spacing_mm=(1, 1, 1))
     with pytest.raises(ConfigError, match="label 1: expected a label that is not locked"):
-        fill_between(labels, 1, axis=0, rules=Rules(frozenset({1})))
+        fill_between(labels, 1, axis=0, spacing_mm=(1, 1, 1), rules=Rules(frozenset({1})))
 
 
 # ---- repair
