@@ -129,10 +129,12 @@ def test_naparis_tools_leave_locked_labels_as_they_are():
     assert (layer.data == 1).any()
     layer.undo()
     np.testing.assert_array_equal(layer.data, data)
-    steps = len(layer._undo_history)
     layer.paint((6, 10, 3), 1)
     np.testing.assert_array_equal(layer.data, data)
-    assert len(layer._undo_history) == steps
+    assert len(layer._undo_history) == 0
+    layer.paint_polygon([[6, 2, 2], [6, 2, 20], [6, 18, 20], [6, 18, 2]], 3)
+    np.testing.assert_array_equal(layer.data == 2, data == 2)
+    assert (layer.data == 3).any()
 
 
 def test_steps_from_before_are_taken_in_and_take_little_memory():

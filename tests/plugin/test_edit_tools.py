@@ -338,7 +338,7 @@ def test_between_two_discs_lie_convex_shapes_that_grow_from_one_to_the_other(axi
     np.testing.assert_array_equal(after[[0, 1, 7, 8]], drawn[[0, 1, 7, 8]])
     for step, plane in enumerate(after[2:7], start=1):
         wanted = disc((16 + step, 17 + step * 4 / 6), 6 + step * 5 / 6)
-        assert 2 * (wanted & (plane > 0)).sum() / (wanted.sum() + plane.sum()) > 0.97
+        assert 2 * (wanted & (plane > 0)).sum() / (wanted.sum() + plane.sum()) > 0.95
         assert plane.sum() >= 0.95 * convex_hull_image(plane).sum()
     areas = after[1:8].sum(axis=(1, 2)).tolist()
     assert areas == sorted(areas)

@@ -42,6 +42,9 @@ _CURSORS: dict[Tool, str] = {
     "pick": "cross",
 }
 
+_TOOLS = ("paint", "fill", "paint_polygon", "data_setitem")
+"""Methods of napari's layer that write voxels and a step of its history."""
+
 
 def unwrapped(layer: Any) -> Any:  # noqa: ANN401 - napari's
     """A layer without the proxy that napari hands to plugins, which hides what is private."""
@@ -148,6 +151,9 @@ class LayerEditing:
         self._setting = False
         self._take_in_history()
         self.layer.undo, self.layer.redo = controller.undo, controller.redo
+        for name in _TOOLS:
+            if hasattr(self.layer, name):
+                setattr(self.layer, name, self._grouped(getattr(self.layer, name)))
         self.layer.mouse_drag_callbacks.append(self._on_drag)
         self.layer.events.paint.connect(self._on_paint)
         self.layer.events.mode.connect(self._on_mode)
@@ -162,7 +168,8 @@ class LayerEditing:
         self.controller.end_stroke()
         self.controller.tool = "none"
         self.controller.chosen.disconnect(self._on_chosen)
-        del self.layer.undo, self.layer.redo
+        for name in ("undo", "redo", *_TOOLS):
+            self.layer.__dict__.pop(name, None)
         self.layer.mouse_drag_callbacks.remove(self._on_drag)
         self.layer.events.paint.disconnect(self._on_paint)
         self.layer.events.mode.disconnect(self._on_mode)
@@ -236,6 +243,18 @@ class LayerEditing:
         return points[visible[0]].astype(float).tolist() if visible.size else None
 
     # ---- what napari reports
+
+    def _grouped(self, tool: Callable[..., None]) -> Callable[..., None]:
+        """A tool of napari that reports its step when the voxels are written, not just before."""
+
+        def call(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - napari's
+            if self.layer._block_history:
+                tool(*args, **kwargs)
+                return
+            with self.layer.block_history():
+                tool(*args, **kwargs)
+
+        return call
 
     def _take_in_history(self) -> None:
         """Read the steps that were made before; their order within a redo step is turned round."""
