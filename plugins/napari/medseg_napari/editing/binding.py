@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from medseg.core import LabelScheme
+from medseg.core.labelmap import present_values
 from medseg.io.scan import DicomSource
 from medseg_napari._layers import plain_scheme
 from medseg_napari._origin import METADATA_KEY, LayerOrigin, origin_of
@@ -352,7 +353,8 @@ def start_editing(
     check_editable(layer.data)
     origin = origin_of({"metadata": layer.metadata}) or image_origin
     if scheme is None:
-        scheme = (origin.scheme if origin is not None else None) or plain_scheme([1])
+        known = origin.scheme if origin is not None else None
+        scheme = known or plain_scheme(present_values(layer.data))
     volume_mm3 = origin.grid.voxel_volume_mm3 if origin is not None else None
     spacing_mm = [abs(float(step)) for step in layer.scale[-3:]]
     controller = EditController(

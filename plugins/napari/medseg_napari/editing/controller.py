@@ -162,7 +162,7 @@ class EditController(Choices):
         self.scribbles = Scribbles((i, p, l), self.spacing_mm)
         self._made = made
         self._counts_at_start = self.labels_table.counts.copy()
-        self._active = scheme.values[0]
+        self._active = self.scheme.values[0]
         self._stroke: list[Change] = []
         self._last_vox: tuple[float, ...] | None = None
         self._stroke_axis: int | None = None
