@@ -161,9 +161,9 @@ def hundred_edits(editing: LayerEditing) -> None:
             whole[step // 10 % len(whole)]()
             continue
         controller.active = 1 + step % 2
-        controller.press(rng.uniform(0, controller.labels.shape), 0)
+        controller.press(rng.uniform(0, controller.labels.shape).tolist(), 0)
         for _ in range(5):
-            controller.drag(rng.uniform(0, controller.labels.shape))
+            controller.drag(rng.uniform(0, controller.labels.shape).tolist())
         controller.end_stroke()
     controller.tool = "none"
 
