@@ -8,7 +8,7 @@ line runs through belong to it, however small the brush.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from medseg_napari.editing.boxes import (
     LabelArray,
     Mask,
     Spacing,
+    box_of,
     check_axis,
     clipped,
     slabs,
@@ -30,6 +31,7 @@ from medseg_napari.editing.rules import FREE, IntensityRange, Rules
 __all__ = ["capsule", "check_length", "erase", "paint", "threshold"]
 
 _ROUNDING = 1e-6
+_THINNEST_VOX = 8
 
 
 def check_length(what: str, length_mm: float, *, most_mm: float = 1000.0) -> None:
@@ -55,8 +57,10 @@ def capsule(
     size_mm: float,
     spacing_mm: Spacing,
     axis: int | None = None,
-) -> tuple[Box, Mask] | None:
+) -> list[tuple[Box, Mask]]:
     """The voxels that a brush covers on its way between two positions.
+
+    A long way is cut across its longest axis, so that the boxes stay small.
 
     Args:
         shape: Of the labels.
@@ -68,7 +72,7 @@ def capsule(
             ball in three dimensions.
 
     Returns:
-        A box inside the array and the mask in it; None if all of it is outside.
+        Boxes inside the array that do not overlap, and the mask in each.
 
     Raises:
         ConfigError: ``edit-length`` if the size is not above 0.
@@ -87,8 +91,34 @@ def capsule(
     high = np.floor(np.maximum(start, stop) + reach + _ROUNDING).astype(int) + 1
     box = clipped(low.tolist(), high.tolist(), shape)
     if box is None:
-        return None
-    return box, _near_line(box, start, stop, radius_mm, spacing) | _on_line(box, start, stop)
+        return []
+    return [
+        (part, _near_line(part, start, stop, radius_mm, spacing) | _on_line(part, start, stop))
+        for part in _along_line(box, start, stop, reach)
+    ]
+
+
+def _along_line(box: Box, start: FloatArray, stop: FloatArray, reach: FloatArray) -> Iterator[Box]:
+    """Boxes that hold all within ``reach`` of a line, cut across its longest axis."""
+    way = stop - start
+    along = int(np.argmax(np.abs(way)))
+    span = box[along]
+    thickness = max(_THINNEST_VOX, math.ceil(2 * reach[along]))
+    if span.stop - span.start <= 2 * thickness:
+        yield box
+        return
+    for first in range(span.start, span.stop, thickness):
+        last = min(first + thickness, span.stop)
+        ends = np.array([first - reach[along], last - 1 + reach[along]])
+        shares = np.clip((ends - start[along]) / way[along], 0.0, 1.0)
+        points = start + shares[:, None] * way
+        low = np.ceil(points.min(axis=0) - reach - _ROUNDING).astype(int)
+        high = np.floor(points.max(axis=0) + reach + _ROUNDING).astype(int) + 1
+        low = np.maximum(low, [part.start for part in box])
+        high = np.minimum(high, [part.stop for part in box])
+        low[along], high[along] = first, last
+        if (low < high).all():
+            yield box_of(low.tolist(), high.tolist())
 
 
 def _near_line(
@@ -158,16 +188,9 @@ def paint(
     """
     builder = ChangeBuilder(labels, rules)
     rules.check_target(value)
-    covered = capsule(
-        labels.shape,
-        start_vox,
-        start_vox if stop_vox is None else stop_vox,
-        size_mm,
-        spacing_mm,
-        axis,
-    )
-    if covered is not None:
-        builder.put(*covered, value)
+    stop = start_vox if stop_vox is None else stop_vox
+    for box, mask in capsule(labels.shape, start_vox, stop, size_mm, spacing_mm, axis):
+        builder.put(box, mask, value)
     return builder.done("brush" if value else "eraser")
 
 

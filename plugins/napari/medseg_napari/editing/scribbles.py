@@ -58,9 +58,8 @@ class Scribbles:
             ShapeError: ``edit-axis``.
         """
         stop = start_vox if stop_vox is None else stop_vox
-        covered = capsule(self.shape, start_vox, stop, size_mm, self.spacing_mm, axis)
-        if covered is not None:
-            self._strokes.append((*covered, mark))
+        for box, mask in capsule(self.shape, start_vox, stop, size_mm, self.spacing_mm, axis):
+            self._strokes.append((box, mask, mark))
 
     def add_layer(self, marks: LabelArray) -> None:
         """Add marks drawn in a layer of their own: 1 is inside, 2 outside, 0 no mark."""
