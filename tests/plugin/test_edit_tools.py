@@ -65,7 +65,7 @@ def test_a_long_way_is_covered_in_parts_that_do_not_overlap(spacing_mm, seed, si
     parts = brush.capsule(shape, start, stop, size_mm, spacing_mm)
     covered = np.zeros(shape, dtype=np.uint8)
     for box, mask in parts:
-        covered[box] += 1 + mask
+        covered[box] += (1 + mask).astype(np.uint8)
     assert covered.max(initial=0) <= 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(brush, "_THINNEST_VOX", 1000)
