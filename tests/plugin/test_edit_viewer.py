@@ -74,7 +74,7 @@ def test_the_mouse_paints_where_it_is(viewer, qtbot):
                 position=position,
                 view_direction=None,
                 dims_displayed=[1, 2],
-                dims_point=[10, 0, 0],
+                button=1,
             ),
         )
     assert (layer.data[10, 10:31, 10] == 1).all()
