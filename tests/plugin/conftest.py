@@ -12,3 +12,16 @@ def pytest_runtest_setup(item):
     if os.environ.get("CI"):
         pytest.fail("CI must give the viewer tests a display: run them under xvfb-run")
     pytest.skip("needs a display: set DISPLAY or run under xvfb-run")
+
+
+@pytest.fixture
+def viewer(qtbot, monkeypatch, tmp_path):
+    """A visible viewer with settings and data of its own, closed after the test."""
+    monkeypatch.setenv("NAPARI_CONFIG", str(tmp_path / "settings.yaml"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    import napari  # noqa: PLC0415 - it takes seconds, and reads NAPARI_CONFIG then
+
+    viewer = napari.Viewer(show=True)
+    qtbot.wait_exposed(viewer.window._qt_window)
+    yield viewer
+    viewer.close()

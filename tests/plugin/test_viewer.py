@@ -15,18 +15,6 @@ from tests.plugin.sources import geometry_bytes, noise_volume, oblique_grid, wri
 pytestmark = pytest.mark.gui
 
 
-@pytest.fixture
-def viewer(qtbot, monkeypatch, tmp_path):
-    """A visible viewer with settings of its own, closed after the test."""
-    monkeypatch.setenv("NAPARI_CONFIG", str(tmp_path / "settings.yaml"))
-    import napari
-
-    viewer = napari.Viewer(show=True)
-    qtbot.wait_exposed(viewer.window._qt_window)
-    yield viewer
-    viewer.close()
-
-
 def new_labels(viewer, image):
     """What the New Labels button does."""
     viewer.layers.selection.active = image
