@@ -163,8 +163,11 @@ def round_trip(truth: Truth, folder: Path, rng: np.random.Generator) -> Errors:
     Raises:
         MedsegError: If medseg refuses any of it.
     """
-    from medseg.io.dicom_seg import Algorithm, write_seg  # noqa: PLC0415
-    from medseg.io.dicom_seg import read_seg  # noqa: PLC0415
+    from medseg.io.dicom_seg import (  # noqa: PLC0415
+        Algorithm,
+        read_seg,
+        write_seg,
+    )
     from medseg.io.dicom_series import read_dicom_series  # noqa: PLC0415
     from medseg.io.rtstruct import write_rtstruct  # noqa: PLC0415
     from medseg.io.rtstruct_labels import read_rtstruct  # noqa: PLC0415
