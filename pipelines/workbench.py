@@ -36,7 +36,7 @@ from pipelines.infer import (
     write_case,
 )
 from pipelines.output import prepare_output
-from pipelines.redaction import without_paths
+from pipelines.redaction import message_of
 
 __all__ = ["SET_ASIDE", "Checked", "Earlier", "Task", "Workbench", "check_deaths"]
 
@@ -46,7 +46,7 @@ SET_ASIDE = "set-aside"
 MOST_DEATHS = 3
 _SHARE_OF_MEMORY = 0.25
 _INPUT_CODES = frozenset({"file-missing", "input-unreadable", "not-a-folder"})
-_THUMBNAIL_PX = 72
+_THUMBNAIL_PX = 128
 
 
 @dataclass(slots=True, eq=False)
@@ -316,12 +316,10 @@ class Workbench:
 
     def _shown(self, text: str, case: Case) -> str:
         """A message as a table shows it: without paths, and without the name of its own case."""
-        if not self._order.wishes.log_paths:
+        log_paths = self._order.wishes.log_paths
+        if not log_paths:
             text = text.replace(f"{self._out}{os.sep}", "")
-            text = without_paths(text, case.name, case.channels)
-        for before in (f"{case.name}: ", f"{case.name}, "):
-            text = text.removeprefix(before)
-        return text
+        return message_of(text, case.name, case.channels, log_paths=log_paths)
 
     def _is_complete(self, task: Task) -> bool:
         """Whether image, settings and results are proven to be those of a finished case."""

@@ -284,7 +284,7 @@ def predict(
         allow_gaps=allow_gaps,
     )
     if dry_run:
-        _print_plans(list(plans(order, [found.case for found in todo])), as_json)
+        _print_plans(list(plans(order, [found.case for found in todo])), as_json, log_phi)
         return
     interrupted, stopped = False, None
     # the first Ctrl-C ends the run after the window, or the file, in hand
@@ -318,7 +318,13 @@ def _placed(
         yield replace(order, out=order.out.absolute(), models=models), cluster
 
 
-def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> None:
+def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool, log_paths: bool) -> None:
+    from pipelines.redaction import message_of  # noqa: PLC0415
+
+    def told(outcome: Outcome[Case, MemoryPlan]) -> str:
+        case, text = outcome.case, outcome.message or ""
+        return message_of(text, case.name, case.channels, log_paths=log_paths)
+
     failed = [outcome for outcome in outcomes if outcome.result is None]
     if as_json:
         print_json(
@@ -329,7 +335,7 @@ def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> No
                     else {
                         "case": outcome.case.name,
                         "code": outcome.code,
-                        "message": outcome.message,
+                        "message": told(outcome),
                     }
                     for outcome in outcomes
                 ],
@@ -354,7 +360,7 @@ def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> No
                 + f"; about {plan.seconds:.0f} s"
             )
     for outcome in failed:
-        typer.echo(f"{outcome.case.name}: {outcome.message} [{outcome.code}]", err=True)
+        typer.echo(f"{outcome.case.name}: {told(outcome)} [{outcome.code}]", err=True)
     if failed:
         raise typer.Exit(1)
 

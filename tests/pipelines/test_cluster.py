@@ -173,9 +173,8 @@ def test_a_run_on_a_cluster_is_interrupted_and_survives_the_loss_of_a_node(
 
     with connected(session.cluster.address) as nodes:
         assert signal.getsignal(signal.SIGTERM) is handler
-        assert [
-            job["Entrypoint"] for job in importlib.import_module("ray._private.state").jobs()
-        ] == ["medseg predict"]
+        jobs = importlib.import_module("ray._private.state").jobs()
+        assert [job["Entrypoint"] for job in jobs] == ["medseg predict"]
         with open_batch(order, todo) as study:
             interrupted = UntilFirst()
             with pytest.raises(Cancelled):
