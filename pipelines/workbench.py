@@ -38,7 +38,7 @@ from pipelines.infer import (
 from pipelines.output import prepare_output
 from pipelines.redaction import message_of
 
-__all__ = ["SET_ASIDE", "Checked", "Earlier", "Task", "Workbench", "check_deaths"]
+__all__ = ["SET_ASIDE", "Checked", "Earlier", "Task", "Workbench", "check_deaths", "texts"]
 
 SET_ASIDE = "set-aside"
 """Folder for results that somebody changed and that a new run would replace."""
