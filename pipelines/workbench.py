@@ -63,6 +63,7 @@ class Task:
         notes: What a careful reader should know, besides what the results tell.
         begun: Whether the ledger was told that work on it began.
         settled: Whether nothing has to be entered in the ledger.
+        written: The files that were made.
         thumbnail: A small picture.
     """
 
@@ -75,6 +76,7 @@ class Task:
     notes: list[str] = field(default_factory=list)
     begun: bool = False
     settled: bool = False
+    written: Sequence[Output] = ()
     thumbnail: bytes | None = None
 
 
@@ -241,6 +243,20 @@ class Workbench:
                 "settings_sha256": self._job.settings,
             },
         )
+        try:
+            task.written = [
+                Output(kind, path.name, path.stat().st_size, file_sha256(path))
+                for kind, path in result.files.items()
+            ]
+        except OSError as error:
+            raise ResourceError(
+                str(self._out),
+                expected="results that stay where they were written",
+                found=error.strerror or type(error).__name__,
+                remedy="see that nothing else works on the folder and, on a share, that it is "
+                "still mounted",
+                code="output-unwritable",
+            ) from error
         task.thumbnail = _thumbnail(segmented)
         return result
 
@@ -300,10 +316,7 @@ class Workbench:
             None if told is None else self._shown(told, task.case),
             stamp=was,
             fingerprint=image,
-            outputs=[
-                Output(kind, path.name, path.stat().st_size, file_sha256(path))
-                for kind, path in result.files.items()
-            ],
+            outputs=task.written,
             volumes_ml=result.volumes_ml,
             details={
                 "notes": [*task.notes, *(self._shown(note, task.case) for note in result.notes)],

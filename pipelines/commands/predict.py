@@ -378,6 +378,8 @@ def _tell(
     failed = sum(row.state == "failed" for row in ended)
     incomplete = sum(row.state == "incomplete" for row in ended)
     try:
+        if stopped is not None and stopped.code == "output-vanished":
+            raise stopped  # nothing is written to what may lie in its place
         write_cohort(batch.ledger, out, order.shard if order.ledger else None)
     except MedsegError as error:
         stopped = stopped or error
