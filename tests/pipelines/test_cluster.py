@@ -101,19 +101,13 @@ class Session:
 
 @pytest.fixture(scope="module")
 def session():
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     root = Path(__file__).resolve().parents[2]  # nodes import what is tested, not what is installed
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), before["PYTHONPATH"] or ""])
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    opened = Session()
-    yield opened
-    opened.close()
-    del os.environ["RAY_USAGE_STATS_ENABLED"]
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        opened = Session()
+        yield opened
+        opened.close()
 
 
 class Told(Silent):
