@@ -81,6 +81,7 @@ class Session:
             "ray.cluster_utils", reason="needs the extra cluster: pip install 'medseg[cluster]'"
         )
         self.folder = Path(tempfile.mkdtemp(prefix="medseg-ray-", dir="/tmp"))
+        Path("/tmp/ray").mkdir(exist_ok=True)  # noqa: S108 - Ray notes there where a cluster is
         beats = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
         self.cluster = cluster_utils.Cluster(
             initialize_head=True,
