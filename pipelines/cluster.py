@@ -3,9 +3,10 @@
 This process alone has the ledger. It hands a case to a device, asks for one step after the other
 and notes what came of each before it asks for the next. A device that is lost gives its cases back.
 
-Ray comes with the extra ``cluster``. Its version is pinned: two things that Ray does to a program
-that connects are undone here (its name in the cluster's tables, which would hold the command line,
-and its handling of SIGTERM), and where it does them is no part of its documented interface.
+Ray comes with the extra ``cluster``. Its version is pinned: three things that Ray does to a program
+that connects are undone here (its name in the cluster's tables, which would hold the command line;
+its handling of SIGTERM; what it prints of nodes that fail, on standard output, where JSON may be
+expected), and where it does them is no part of its documented interface.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def connected(address: str) -> Iterator[Cluster]:
             code="cluster-unreachable",
         ) from error
     try:
-        yield Cluster()
+        with _unprinted():
+            yield Cluster()
     finally:
         with _signals_kept():
             ray.shutdown()
@@ -475,6 +477,18 @@ def _unnamed() -> Iterator[None]:
         yield
     finally:
         module.get_entrypoint_name = before
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Have Ray keep to itself what it would print of its nodes; what matters is noted here."""
+    module: Any = importlib.import_module("ray._private.worker")
+    before = module.print_to_stdstream
+    module.print_to_stdstream = lambda *_arguments, **_more: None
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = before
 
 
 @contextmanager

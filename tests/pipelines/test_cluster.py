@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -93,6 +94,10 @@ class Session:
         self.second = self.cluster.add_node(num_cpus=1)
 
     def kill_second(self):
+        """All processes of the node at once, as where a machine loses its power."""
+        raylet = psutil.Process(self.second.all_processes["raylet"][0].process.pid)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            process.kill()
         self.cluster.remove_node(self.second, allow_graceful=False)
 
     def close(self):
@@ -157,7 +162,7 @@ class Killing(Told):
 
 @pytest.mark.slow
 def test_a_run_on_a_cluster_is_interrupted_and_survives_the_loss_of_a_node(
-    session, model, data, tmp_path
+    session, model, data, tmp_path, capsys
 ):
     whole, out = tmp_path / "whole", tmp_path / "out"
     order = replace(ordered(model, out), salt=b"salt")
@@ -192,6 +197,7 @@ def test_a_run_on_a_cluster_is_interrupted_and_survives_the_loss_of_a_node(
             assert study.ledger.now() == CASES == len({row.turn for row in rows})
             assert len({row.turn for row in rows if row.turn <= done_before}) == done_before
     assert any(note.endswith("that it had are done again") for note in listener.notes)
+    assert capsys.readouterr().out == ""
     assert differences(whole, out) == []
     assert [path.name for path in out.iterdir() if ".tmp" in path.name] == []
     logs = [path for path in session.folder.rglob("*") if path.is_file()]
