@@ -342,9 +342,21 @@ def predict_case(
 
 
 def write_case(
-    segmented: Segmented, predictor: Predictor, out: Path, *, wishes: Wishes
+    segmented: Segmented,
+    predictor: Predictor,
+    out: Path,
+    *,
+    wishes: Wishes,
+    proof: Mapping[str, str] | None = None,
 ) -> CaseResult:
     """Write every result of a case, the report last; results of an earlier run make way.
+
+    Args:
+        segmented: What was segmented.
+        predictor: The model.
+        out: An existing folder.
+        wishes: What is made beside the segmentation.
+        proof: Hashes of image and settings, by which a run knows these results again.
 
     Raises:
         MedsegError: Whatever was found wrong. Parts of a case are no result: unless an output was
@@ -375,6 +387,7 @@ def write_case(
             channels=case.channels,
             roi=segmented.box,
             meter=loaded.meter,
+            proof=proof,
         )
     except BaseException as error:
         # be it a full disk or Ctrl-C; but where an output was refused for what it is, the

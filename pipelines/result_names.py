@@ -16,6 +16,7 @@ __all__ = [
     "earlier_results",
     "is_result_name",
     "mask_names",
+    "result_name",
     "results_exist",
     "structure_names",
 ]
@@ -51,6 +52,14 @@ def mask_names(case: str, scheme: LabelScheme) -> dict[str, str]:
         f"mask_{name}": f"{case}_label-{name}_mask.nii.gz"
         for name in structure_names(scheme).values()
     }
+
+
+def result_name(case: str, kind: str) -> str | None:
+    """The name of a file by its kind, of :data:`RESULTS` or :func:`mask_names`; None for others."""
+    if kind in RESULTS:
+        return f"{case}{RESULTS[kind]}"
+    name = f"{case}_label-{kind.removeprefix('mask_')}_mask.nii.gz"
+    return name if kind.startswith("mask_") and _MASK.fullmatch(name) else None
 
 
 def is_result_name(name: str) -> bool:

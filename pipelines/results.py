@@ -120,6 +120,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
     channels: Mapping[str, Path],
     roi: Box | None,
     meter: PeakMeter,
+    proof: Mapping[str, str] | None = None,
 ) -> tuple[str, str] | None:
     """Write everything but the probabilities, the manifest last.
 
@@ -139,6 +140,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
         channels: What was read, by channel.
         roi: Voxels that were looked at; None for all.
         meter: Of the memory since the case was begun.
+        proof: Hashes of image and settings, for the manifest.
 
     Returns:
         Code and sentence of the first DICOM object that was refused; None if all was written.
@@ -247,6 +249,8 @@ def write_results(  # noqa: PLR0915 - one file after the other
         seconds["page"] = time.perf_counter() - paged_at
         manifest["seconds"] = _rounded(seconds)
     manifest["memory"]["measured_ram_bytes"] = meter.look()
+    if proof is not None:
+        manifest["proof"] = dict(proof)
     manifest["files"] = {
         kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in files.items()
     }

@@ -226,7 +226,7 @@ def test_a_damaged_segmentation_is_named(archive):
 
     spoil(archive / "case 1" / "seg.dcm", change)
     assert problem(archive).error.code == "seg-unreadable"
-    with pytest.raises(FormatError, match="expected a DICOM SEG, found a file that is missing, damaged"):
+    with pytest.raises(FormatError, match="a DICOM SEG, found a file that is missing"):
         read_segment_scheme(archive / "case 1" / "seg.dcm")
 
 
