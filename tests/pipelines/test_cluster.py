@@ -30,6 +30,7 @@ from pipelines.batch import open_batch, place_of
 from pipelines.cli import app
 from pipelines.cluster import _slots, check_device, connected
 from pipelines.cluster_worker import DeviceWorker, Probe
+from pipelines.cohort import write_cohort
 from pipelines.discovery import find_cases
 from pipelines.predict import make_order
 from pipelines.results import Wishes
@@ -169,6 +170,7 @@ def test_a_run_on_a_cluster_is_interrupted_and_survives_the_loss_of_a_node(
     todo = find_cases([data], [], naming="id")
     with open_batch(replace(order, out=whole), todo) as study:
         study.run(place_of(order), Silent())
+        write_cohort(study.ledger, whole)
     handler = signal.getsignal(signal.SIGTERM)
 
     with connected(session.cluster.address) as nodes:
@@ -187,6 +189,7 @@ def test_a_run_on_a_cluster_is_interrupted_and_survives_the_loss_of_a_node(
         with open_batch(order, todo) as study:
             listener = Killing(out / "ledger.sqlite", session.kill_second)
             study.run(nodes, listener)
+            write_cohort(study.ledger, out)
             rows = study.rows()
             assert listener.killed
             assert listener.done == CASES
