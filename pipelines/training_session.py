@@ -223,6 +223,22 @@ class TrainingSession:
                         mean=scores.mean,
                     )
                 log.epoch_ended(last=True)
+        except ConfigError as error:
+            if error.code == "loss-not-finite" and self.ranks.first:
+                self.folder.write_record(
+                    {
+                        "notice": medseg.NOTICE,
+                        "finished": False,
+                        "stopped": error.code,
+                        "reason": str(error),
+                        "versions": versions(),
+                        "config_sha256": self.folder.config_sha256,
+                        "seed": training.seed,
+                        "hardware": hardware(self.device),
+                        "steps_left_out": stepper.skipped,
+                    }
+                )
+            raise
         finally:
             if log is not None:
                 log.close()
