@@ -67,7 +67,7 @@ class EvaluationOrder:
         predictions: Folder or file.
         references: The same kind.
         settings: The rules; ``ignore_value`` is filled in from ``ignore_label`` or the labels.
-        labels: File that names the labels; None looks beside the references.
+        labels: File that names the labels, or a known scheme; None looks beside the references.
         model: Model that names them.
         regions: See :func:`pipelines.label_sources.chosen_structures`.
         ignore_label: Name or value of the label that counts in nothing.
@@ -79,7 +79,7 @@ class EvaluationOrder:
     predictions: Path
     references: Path
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
-    labels: Path | None = None
+    labels: Path | str | None = None
     model: str | None = None
     regions: tuple[str, ...] = ()
     ignore_label: str | None = None

@@ -53,8 +53,11 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     labels: Annotated[
-        Path | None,
-        typer.Option(help="Label scheme, dataset.json or dseg.tsv; default: beside REFERENCES."),
+        str | None,
+        typer.Option(
+            help="Name or file of a label scheme, dataset.json or dseg.tsv; "
+            "default: beside REFERENCES."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="Take labels and regions of a model.")

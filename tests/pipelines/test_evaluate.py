@@ -175,6 +175,25 @@ def test_two_files_are_one_case_and_labels_need_no_name(tmp_path):
     assert read_evaluation(tmp_path / "out").structures == ("label 1",)
 
 
+def test_labels_are_named_by_a_known_scheme(tmp_path):
+    write(tmp_path / "mine.nii.gz", organ(0))
+    write(tmp_path / "truth.nii.gz", organ(1))
+    words = ["evaluate", tmp_path / "mine.nii.gz", tmp_path / "truth.nii.gz"]
+    answer = run(*words, "-o", tmp_path / "out", "--labels", "msd-hippocampus")
+    assert answer.exit_code == 0, answer.output
+    assert read_evaluation(tmp_path / "out").structures == (
+        "anterior hippocampus",
+        "posterior hippocampus",
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["labels_from"] == "scheme msd-hippocampus"
+    refused = run(*words, "-o", tmp_path / "other", "--labels", "msd-hippocampos")
+    assert refused.exit_code == 2
+    assert "nearest: msd-hippocampus" in refused.stderr
+    refused = run(*words, "-o", tmp_path / "other", "--labels", "none.yaml")
+    assert "expected a label scheme, a dataset.json or a dseg.tsv" in refused.stderr
+
+
 def test_brats_regions_are_told_from_the_references(tmp_path):
     data = organ(0)
     data[2, 2, 1] = 4
