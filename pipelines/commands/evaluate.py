@@ -229,6 +229,15 @@ def _check_sides(
         expected, found = "a run folder alone with --part and --data", "REFERENCES too"
     else:
         if not (predictions / "config.yaml").is_file():  # asked here, before torch is loaded
+            if (predictions / "folds.json").is_file():
+                raise ConfigError(
+                    "medseg evaluate",
+                    expected="the folder of one training run",
+                    found="a folder of folds",
+                    remedy=f"evaluate every fold by itself, such as {predictions.name}/fold_0; "
+                    "cv.json has the Dice of all held-out cases together",
+                    code="usage",
+                )
             raise ConfigError(
                 "medseg evaluate",
                 expected="PREDICTIONS and REFERENCES, or the folder of a training run",

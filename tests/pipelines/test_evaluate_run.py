@@ -107,6 +107,16 @@ def test_one_path_that_is_no_run_or_two_with_a_runs_options_are_misuse(balls, tm
     assert "found REFERENCES too" in answer.stderr
 
 
+def test_a_folder_of_folds_is_told_from_a_run(tmp_path):
+    folder = tmp_path / "cv"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "folds.json").write_text("{}")
+    answer = run("evaluate", folder, "-o", tmp_path / "out")
+    assert answer.exit_code == 2
+    assert "found a folder of folds" in answer.stderr
+    assert "such as cv/fold_0" in answer.stderr
+
+
 def test_another_dataset_than_the_runs_and_a_damaged_split_are_told(balls, tmp_path):
     other = write_dataset(tmp_path / "other", cases=5)
     answer = run("evaluate", balls / "run", "--data", other, "-o", tmp_path / "out")
