@@ -417,20 +417,31 @@ def _page(
         summary=summary,
         worst=_worst(evaluation, pairing, scheme, images),
         cases=[{k: v for k, v in row.items() if k not in empty} for row in rows],
+        undrawn=_undrawn(evaluation),
     )
+
+
+def _undrawn(evaluation: Evaluation) -> list[str]:
+    """Cases without a prediction that could be drawn, in words."""
+    sentences = []
+    if evaluation.missing:
+        sentences.append(f"{', '.join(evaluation.missing)}: no prediction")
+    sentences += [f"{each.case}: failed [{each.code}]" for each in evaluation.failed]
+    return sentences
 
 
 def _worst(
     evaluation: Evaluation, pairing: Pairing, scheme: LabelScheme, images: Path | ImageOf | None
 ) -> list[Any]:
-    """Pictures of the lowest Dice, missing predictions left out."""
+    """Pictures of the lowest Dice; perfect structures and missing predictions are left out."""
     from medseg.studies.evaluation_page import WorstCase, difference_jpeg  # noqa: PLC0415 - Pillow
 
+    unseen = {*evaluation.missing, *(each.case for each in evaluation.failed)}
     found = [
         (each.values["dice"], case, structure)
         for case, scores in evaluation.scores.items()
         for each, structure in zip(scores, evaluation.structures, strict=True)
-        if np.isfinite(each.values["dice"]) and case not in evaluation.missing
+        if each.values["dice"] < 1 and case not in unseen  # NaN is not
     ]
     found.sort(key=lambda entry: entry[0])
     pictures = []

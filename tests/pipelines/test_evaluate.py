@@ -121,11 +121,24 @@ def test_the_page_has_pictures_and_loads_nothing(folders):
     write(out.parent / "images" / "case_1_0000.nii.gz", np.arange(504).reshape(9, 8, 7) % 251)
     run("evaluate", predictions, references, "-o", out, "--images", out.parent / "images")
     page = (out / "report.html").read_text()
-    assert page.count("<img src=") == 6
+    assert page.count("<img src=") == 4, "case_0 is perfect"
     assert "http:" not in page
     assert "https:" not in page
     assert "case_2, tumour: Dice" in page
-    assert "case_4" in page
+    worst = page[page.index("Worst cases") :]
+    assert worst.index("case_4: no prediction") < worst.index("<img src=")
+    assert worst.index("case_3: failed [grids-differ]") < worst.index("<img src=")
+    assert "case_0, organ: Dice" not in page
+
+
+def test_perfect_cases_are_not_shown_as_the_worst(tmp_path):
+    write(tmp_path / "mine.nii.gz", organ(0))
+    out = tmp_path / "out"
+    path = tmp_path / "mine.nii.gz"
+    assert run("evaluate", path, path, "-o", out).exit_code == 0
+    page = (out / "report.html").read_text()
+    assert "<img" not in page
+    assert "Worst cases" not in page
 
 
 def test_regions_ignored_labels_and_chosen_cases(folders):
