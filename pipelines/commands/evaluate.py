@@ -194,7 +194,12 @@ def evaluate(
             )
         evaluation, pairing, scheme = run(order, listener)
     if references is None:
-        evaluation = replace(evaluation, failed=(*made.failed, *evaluation.failed))
+        unmade = {each.case for each in made.failed}  # known as failed, not only as missing
+        evaluation = replace(
+            evaluation,
+            failed=(*made.failed, *(one for one in evaluation.failed if one.case not in unmade)),
+            missing=tuple(case for case in evaluation.missing if case not in unmade),
+        )
     files = write_evaluation(evaluation, pairing, scheme, out, images=shown, overwrite=overwrite)
     if as_json:
         print_json(evaluation.summary() | {"files": {k: str(path) for k, path in files.items()}})
