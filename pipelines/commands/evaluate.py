@@ -82,7 +82,7 @@ def evaluate(
         str, typer.Option(help="Distances of a structure in one map: worst or leave-out.")
     ] = "worst",
     missing: Annotated[
-        str, typer.Option(help="Case without prediction: worst or leave-out.")
+        str, typer.Option(help="Case without a usable prediction: worst or leave-out.")
     ] = "worst",
     ignore_label: Annotated[
         str | None, typer.Option(help="Label (name or value) whose voxels count in nothing.")
