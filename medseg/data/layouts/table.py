@@ -146,7 +146,8 @@ def _looked_for(root: Path) -> list[str]:
 
 def _below(root: Path) -> str:
     """A remedy that names a folder within, if one looks like a dataset."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    entries = sorted(root.iterdir()) if root.is_dir() else []
+    folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     for folder in folders[:_FOLDERS]:
         found = _looked_for(folder)
         if found:
