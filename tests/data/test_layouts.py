@@ -439,3 +439,10 @@ def test_what_macos_leaves_beside_copied_files_is_no_case(copy, kind):
         (root / f"._{path.name}").mkdir()
     listing = list_cases(root)
     assert ([case.id for case in listing.cases], listing.problems) == (before, ())
+
+
+def test_slices_of_eight_organs_are_not_read_with_thirteen(phantom):
+    with pytest.raises(
+        ConfigError, match=r"label values from 1 to 8.*eight organs, found 'btcv-13'"
+    ):
+        list_cases(phantom("transunet"), scheme="btcv-13")
