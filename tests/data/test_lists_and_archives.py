@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from medseg.core import LabelScheme
 from medseg.data.case import read_labelled
 from medseg.data.datalist import read_datalist
 from medseg.data.findings import check_dataset
@@ -125,6 +126,16 @@ def test_a_list_without_the_meaning_of_its_labels_is_refused(listed):
     with pytest.raises(ConfigError, match=r"labels.yaml beside it.*name a scheme with --scheme"):
         list_cases(path)
     assert list_cases(path, scheme="msd-hippocampus").is_named
+
+
+def test_the_labels_of_a_list_may_be_given_in_short(listed):
+    path = write_list(listed, rows())
+    (listed / "labels.yaml").write_text("{1: Anterior, 2: Posterior}\n")
+    listing = list_cases(path)
+    assert listing.scheme == LabelScheme.plain("labels", {1: "Anterior", 2: "Posterior"})
+    (listed / "labels.yaml").write_text("labels:\n- {value: 1}\n")
+    with pytest.raises(ConfigError, match=r"labels\.yaml, label 1: .*missing \['name'\]"):
+        list_cases(path)
 
 
 def test_a_line_without_a_name_or_a_file_is_named_by_its_number(listed):

@@ -30,7 +30,7 @@ from medseg.data.layouts.listing import (
     file_stem,
     refuse,
 )
-from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
+from medseg.data.schemes import REGIONS, SCHEMES, find_scheme, scheme_of_content
 from medseg.errors import FormatError, kind_of, one_of
 
 __all__ = ["find_lists", "is_list", "list_paths"]
@@ -235,14 +235,14 @@ def _scheme(path: Path, name: str, labels: Any) -> LabelScheme | None:  # noqa: 
     if isinstance(labels, str):
         return find_scheme(labels)
     if isinstance(labels, Mapping) and "labels" in labels:
-        return LabelScheme.from_dict(labels)
+        return scheme_of_content(labels, str(path), name)
     if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels):
         damaged(
             path,
             expected='"labels" as {value: name}, a scheme or the name of one',
             found=kind_of(labels),
         )
-    return LabelScheme.plain(name, {value: str(label) for value, label in labels.items()})
+    return scheme_of_content(labels, str(path), name)
 
 
 def _yaml_row(path: Path, case: Any, number: int) -> _Row:  # noqa: ANN401 - parsed YAML
