@@ -35,6 +35,7 @@ from medseg.training.step import Stepper, build_optimizer
 from medseg.training.transforms import ReadCase, training_transforms, validation_transforms
 from medseg.training.validation import Scores, Validator
 from pipelines.run_folder import Earlier, RunFolder, hardware, versions
+from pipelines.training_checks import check_foreground
 
 __all__ = ["TrainResult", "TrainingSession"]
 
@@ -324,6 +325,7 @@ class TrainingSession:
             return cache_cases(cases, read, pipeline, self.listener, stage=stage, plan=plan)
 
         training_cases = cached(self.data.train, transforms, "reading training cases")
+        check_foreground(training_cases.cases, settings.target_names, self.data.name, self.listener)
         held_out = (
             cached(self.data.validation, validation_transforms(read), "reading validation cases")
             if ranks.first

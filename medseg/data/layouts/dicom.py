@@ -90,7 +90,9 @@ def _case_folders(root: Path) -> Iterator[Path]:
     if any(path.is_file() and is_dicom_file(path) for path in root.iterdir()):
         yield root
         return
-    yield from (path for path in sorted(root.iterdir()) if path.is_dir())
+    yield from (
+        path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _case(name: str, objects: Sequence[DicomObject]) -> Case | Problem:

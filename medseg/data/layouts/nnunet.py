@@ -139,7 +139,8 @@ def _cases(
     images: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in sorted((root / "imagesTr").iterdir()):
         match = pattern.fullmatch(path.name)
-        if match:
+        # macOS leaves ._NAME beside every file that it copies
+        if match and not path.name.startswith("."):
             images[match[1]][int(match[2])] = path
     cases, problems = [], []
     for name, found in sorted(images.items()):
