@@ -370,8 +370,8 @@ def test_probabilities_come_also_where_memory_is_short_and_where_it_runs_out(tmp
     narrow = predictor()
     narrow_task = narrow._task
 
-    def in_strips(*args):
-        task = narrow_task(*args)
+    def in_strips(*args, **options):
+        task = narrow_task(*args, **options)
         task.engine.sweep = replace(task.engine.sweep, strips=3)
         return task
 

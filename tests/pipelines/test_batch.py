@@ -417,7 +417,7 @@ def test_a_seg_that_cannot_be_made_leaves_the_rest_and_marks_the_case(model, tmp
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("medseg.io.dicom_seg._build", refuse)
+        patch.setattr("medseg.io.dicom_seg._described", refuse)
         answer = predict(series, "-m", model, "-o", out, code=1)
     (case,) = answer["cases"]
     assert (case["state"], case["code"], answer["incomplete"]) == ("incomplete", "seg-build", 1)
