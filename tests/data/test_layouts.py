@@ -380,7 +380,7 @@ def test_nnunet_regions_and_the_ignore_label_are_understood(copy):
         ({"file_ending": None}, '"file_ending" among .*found nothing'),
         ({"labels": {}}, '"labels" as {name: value, ...}, found an empty one'),
         ({"labels": {"background": 0}}, "at least one label beside background"),
-        ({"labels": {"a": "x"}}, "integer label values, found a str"),
+        ({"labels": {"a": "x"}}, "integer label values, found a text"),
         ({"labels": {"a": [1, 2], "b": 1}}, '"regions_class_order" with a value for each of 2'),
         (
             {"labels": {"a": [1, 2], "b": 1}, "regions_class_order": [3, 1]},
