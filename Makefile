@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "medseg needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[napari,dev,benchmarks]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[napari,dev,benchmarks,cluster]'
 	@touch $@
 
 demo: setup

@@ -84,8 +84,8 @@ ROWS = {
     "qtseg": Row("qtseg_hippocampus", "hippocampus", "10m"),
     "nnunet": Row("neunet_hippocampus", "hippocampus", "10m"),
     "best": Row("neunet_hippocampus", "hippocampus", "30m"),
-    "headneck": Row("neunet_headneck", "headneck", "20m"),
-    "acdc": Row("neunet_acdc_cpu", "acdc", "20m"),
+    "headneck": Row("revunet_headneck", "headneck", "20m"),
+    "acdc": Row("revunet_acdc_cpu", "acdc", "20m"),
 }
 
 

@@ -4,9 +4,10 @@ Studies are made NIfTI files of 32 x 32 x 32 voxels, the network is untrained an
 measured is all but the network. Told are cases per minute of the whole command, from its start to
 its end; the seconds per case that the network does not take, after the models are loaded; and the
 share of that time that the network does take. The loop starts the command once per case, on some of
-the cases; its labels must be those of the batch.
+the cases; its labels must be those of the batch. The script fails if the seconds per case that the
+network does not take reach a limit.
 
-    python -m benchmarks.batch [--cases 200] [--loop 5] [--jobs 1] [--json FILE]
+    python -m benchmarks.batch [--cases 200] [--loop 5] [--jobs 1] [--limit 0.3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -177,18 +178,28 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--loop", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=0.3, help="seconds per case")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments.cases, arguments.loop, arguments.jobs, Path(folder))
     print(f"batch of {figures.cases}: {figures.batch_cases_per_minute:.1f} cases per minute")
     print(f"  the network takes {100 * figures.inference_share:.0f} % of the time at work")
-    print(f"  all else takes {figures.overhead_seconds:.3f} s per case")
+    within = figures.overhead_seconds < arguments.limit
+    print(
+        f"  all else takes {figures.overhead_seconds:.3f} s per case, "
+        f"{'below' if within else 'NOT BELOW'} {arguments.limit:g} s"
+    )
     print(f"  the same command again, all proven complete: {figures.again_seconds:.1f} s")
-    print(f"one command per case: {figures.loop_cases_per_minute:.1f} cases per minute")
+    print(
+        f"one command per case, for {figures.loop_cases} of them: "
+        f"{figures.loop_cases_per_minute:.1f} cases per minute"
+    )
     print(f"the batch is {figures.times_faster:.1f} times as fast")
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
+    if not within:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

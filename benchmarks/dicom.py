@@ -2,9 +2,11 @@
 
 A series of 300 slices is made from a real one of fewer: its slices there and back again, each
 turned by a few pixels so that no two are equal, with the real headers and new positions and
-identifiers. It is written uncompressed, as RLE and as JPEG 2000 (lossless). All readers see the
-same folders, take turns in one process, and each reads a short series first so that imports are not
-counted. What they make of a series must agree: shape, place of every corner and every voxel.
+identifiers. It is written uncompressed, as RLE, JPEG-LS and JPEG 2000 (all lossless). All readers
+see the same folders, take turns in one process, and each reads a short series first so that imports
+are not counted. What they make of a series must agree: shape, place of every corner and every
+voxel. medseg reads a second time with one thread alone: other readers have no more. The start of
+the processes in which it decodes JPEG-LS and JPEG 2000 is in its seconds.
 
     python -m benchmarks.dicom SERIES [--slices 300] [--repeats 5] [--json FILE]
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -33,6 +36,7 @@ from medseg.errors import MedsegError
 SYNTAXES = {
     "uncompressed": "1.2.840.10008.1.2.1",
     "RLE": "1.2.840.10008.1.2.5",
+    "JPEG-LS": "1.2.840.10008.1.2.4.80",
     "JPEG 2000": "1.2.840.10008.1.2.4.90",
 }
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -103,9 +107,18 @@ def make_series(source: Path, folder: Path, slices: int, syntax: str) -> None:
 
 def read_medseg(folder: Path) -> Read:
     """The reader of medseg itself."""
+    return _medseg(folder, None)
+
+
+def read_medseg_alone(folder: Path) -> Read:
+    """The same in one thread."""
+    return _medseg(folder, 1)
+
+
+def _medseg(folder: Path, threads: int | None) -> Read:
     from medseg.io.dicom_series import read_dicom_series  # noqa: PLC0415
 
-    volume = read_dicom_series(folder).volume
+    volume = read_dicom_series(folder, threads=threads).volume
     return volume.data_cijk[0], np.asarray(volume.grid.affine_ras)
 
 
@@ -142,6 +155,7 @@ def _monai(folder: Path, reader: str) -> Read:
 
 READERS: dict[str, Callable[[Path], Read]] = {
     "medseg": read_medseg,
+    "medseg, one thread": read_medseg_alone,
     "SimpleITK": read_simpleitk,
     "MONAI PydicomReader": read_monai_pydicom,
     "MONAI ITKReader": read_monai_itk,
@@ -227,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make_series(options.series, folder, options.slices, uid)
             make_series(options.series, warm, 4, uid)
             figures += measure(folder, warm, syntax, options.repeats)
-    print_figures(figures, options.slices, options.repeats)
+            extents = read_medseg(warm)[0].shape[:2]
+    print_figures(figures, (*extents, options.slices), options.repeats)
     if options.json:
         content = [
             {"reader": f.reader, "syntax": f.syntax, "seconds": f.seconds, "failed": f.why_not}
@@ -236,10 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def print_figures(figures: Sequence[Figure], slices: int, repeats: int) -> None:
+def print_figures(figures: Sequence[Figure], shape_ijk: Sequence[int], repeats: int) -> None:
     """One line per reader and syntax, with the ratio to medseg."""
+    across, down, slices = shape_ijk
     print(
-        f"{slices} slices, median of {repeats}; every reader's volume is the same voxel for voxel"
+        f"{slices} slices of {across} x {down}, {os.cpu_count()} cores, median of {repeats}; "
+        "every reader's volume is the same voxel for voxel"
     )
     for syntax in dict.fromkeys(figure.syntax for figure in figures):
         rows = [figure for figure in figures if figure.syntax == syntax]

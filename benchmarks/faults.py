@@ -2,10 +2,11 @@
 
 Each trial starts the command on the same studies, kills its process (SIGKILL) at a random moment
 (within the time that one case takes, after a random number of cases), and gives the same command
-again. Then every file of every case must equal that of a run nobody
-disturbed, byte for byte; of a DICOM SEG all elements but dates and times, of a report all but
-seconds and memory. Among the studies are broken ones, each of another kind: each must have its one
-reason code, and all good ones must be done. The script fails if anything differs.
+again. A run that ended before it was to be killed does not count. Then every file of every case
+must equal that of a run nobody disturbed, byte for byte; of a DICOM SEG all elements but dates and
+times, of a report all but seconds and memory. Among the studies are broken ones, each of another
+kind: each must have its one reason code, and all good ones must be done. The script fails if
+anything differs.
 
 The command runs in forked copies of one process that has loaded all libraries, so that kills meet
 work and not the loading.
@@ -19,6 +20,7 @@ import argparse
 import csv
 import gzip
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -28,6 +30,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -45,6 +48,8 @@ __all__ = ["BROKEN", "differences", "main", "run_trials", "write_broken"]
 
 _TIMES = re.compile(r"(Creation|Content|Series|Contribution)(Date|Time|DateTime)$")
 _OF_THE_RUN = re.compile(r"(ledger\.sqlite.*|index.*\.html|cohort.*\.csv)")
+_TRIES = 3
+"""Runs at most for every one that is to be killed."""
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -104,10 +109,12 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
     """Run undisturbed once, then killed and continued, and compare.
 
     Returns:
-        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``codes``.
+        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``codes``,
+        ``compared`` (how files of every trial were compared, and how many of each kind).
 
     Raises:
-        RuntimeError: If a result differs, or a case has another state or code than it should.
+        RuntimeError: If a result differs, a case has another state or code than it should, or most
+            runs end before they are killed.
     """
     _load_libraries()
     data, model = folder / "data", write_tiny_model(folder / "model")
@@ -123,8 +130,13 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
     took = time.perf_counter() - clock
     codes = _check_states(whole, cases + 1)
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
-    trials = []
-    for number in range(kills):
+    trials: list[dict[str, Any]] = []
+    for number in itertools.count():
+        killed = sum(trial["killed"] for trial in trials)
+        if killed == kills:
+            break
+        if number >= _TRIES * kills:
+            raise RuntimeError(f"only {killed} of {number} runs were killed before they ended")
         out = folder / f"trial{number}"
         after = chance.randrange(cases + 1)
         moment = chance.uniform(0, took / (cases + 1))
@@ -136,7 +148,13 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
         if found or _check_states(out, cases + 1) != codes:
             raise RuntimeError(f"killed with {done} cases done, results differ: {found[:5]}")
         trials.append({"killed": was_killed, "done": done, "half_written": left})
-    return {"trials": trials, "undisturbed_seconds": took, "codes": codes}
+    compared = Counter(_way(path) for path in whole.iterdir() if _way(path) is not None)
+    return {
+        "trials": trials,
+        "undisturbed_seconds": took,
+        "codes": codes,
+        "compared": dict(compared),
+    }
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -154,9 +172,18 @@ def differences(one: Path, other: Path) -> list[str]:
     return differing
 
 
+def _way(path: Path) -> str | None:
+    """How a result is compared; None if it is not one of a case."""
+    if _OF_THE_RUN.fullmatch(path.name):
+        return None
+    if path.name.endswith("_report.json"):
+        return "all but seconds and memory"
+    return "all but dates and times" if path.suffix == ".dcm" else "byte for byte"
+
+
 def _comparable(path: Path) -> Any:  # noqa: ANN401 - only compared
     if path.is_dir():
-        return sorted(one.name for one in path.iterdir())
+        return {one.name: _comparable(one) for one in path.iterdir()}
     content = path.read_bytes()
     if path.name.endswith("_report.json"):
         report = json.loads(content)
@@ -285,6 +312,8 @@ def main() -> None:
             "results after going on"
         )
     killed = sum(trial["killed"] for trial in told["trials"])
+    ways = ", ".join(f"{count} {way}" for way, count in sorted(told["compared"].items()))
+    print(f"files compared in every trial: {ways}")
     print(
         f"{killed} of {len(told['trials'])} runs were killed at work; {arguments.cases + 1} good "
         f"cases done and {len(told['codes'])} broken ones named in every one"

@@ -26,6 +26,7 @@ __all__ = [
     "MedsegError",
     "ResourceError",
     "ShapeError",
+    "kind_of",
     "one_of",
     "why_unreadable",
 ]
@@ -135,3 +136,28 @@ def one_of(choice: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(choice, members, n=1, cutoff=0.5)
     hint = f" (nearest: {near[0]})" if near else ""
     return f"one of {', '.join(members)}{hint}"
+
+
+_KINDS = {
+    "bool": "yes or no",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a number",
+    "list": "a list",
+    "str": "a text",
+    "tuple": "a list",
+}
+
+
+def kind_of(value: object) -> str:
+    """What kind of value stands in a file of settings where another was expected.
+
+    >>> kind_of(3), kind_of([3]), kind_of({}), kind_of(None)
+    ('a number', 'a list', 'an empty one', 'nothing')
+    """
+    if value is None:
+        return "nothing"
+    if value in ({}, [], ()):
+        return "an empty one"
+    name = type(value).__name__
+    return _KINDS.get(name, f"an object of type {name}")

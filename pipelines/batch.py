@@ -9,9 +9,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,17 +26,23 @@ from medseg.studies.ledger_file import LEDGER_NAME
 from medseg.studies.ledger_rows import CaseRow, Entry, shard_of
 from medseg.studies.liveness import Watch
 from pipelines.discovery import Found
+from pipelines.earlier import find_reports, has_reports
 from pipelines.infer import check_channel_names
 from pipelines.output import prepare_output
 
 if TYPE_CHECKING:
     from medseg.inference.predictor import Predictor
+    from pipelines.cluster import Cluster
     from pipelines.predict import Order
 
 __all__ = ["Batch", "Job", "open_batch", "place_of", "settings_of", "vanished"]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp([.-].*)?")
 _OLD_S = 60.0
+_LOST = (
+    "the folder has results, but no ledger: those that their reports prove to be of these images, "
+    "models and options are taken over, all others are left as they are"
+)
 _WITHOUT_EFFECT = {"batch", "max_ram_bytes", "max_vram_bytes", "responsive", "threads"}
 """Settings that change how, not what."""
 
@@ -52,6 +58,7 @@ class Job:
         settings: Hash of the settings.
         since: The turn of the ledger at which the run began.
         roots: Folders that were there when it began, to tell a share that vanished.
+        reports: Fingerprint of an image to names of results that the ledger does not know.
     """
 
     order: Order
@@ -60,6 +67,7 @@ class Job:
     settings: str
     since: int
     roots: tuple[Path, ...]
+    reports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -70,21 +78,24 @@ class Batch:
         job: What its processes know.
         ledger: Open.
         numbers: The cases of the run, in order.
+        notes: What a careful reader should know of the ledger.
     """
 
     job: Job
     ledger: Ledger
     numbers: list[int]
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[CaseRow]:
         """The cases of the run as they are now."""
         return [self.ledger.row(number) for number in self.numbers]
 
-    def run(self, place: Predictor | Sequence[str], listener: Listener) -> None:
+    def run(self, place: Predictor | Sequence[str] | Cluster, listener: Listener) -> None:
         """Do all that is left to do.
 
         Args:
-            place: The loaded models, or the names of devices, of which each gets a process.
+            place: The loaded models; the names of devices, of which each gets a process; or a
+                cluster.
             listener: Told of progress and of every case that fails; asked whether to stop.
 
         Raises:
@@ -93,11 +104,17 @@ class Batch:
             Cancelled: If the listener asked to stop.
         """
         from medseg.inference.predictor import Predictor  # noqa: PLC0415 - loads torch
+        from pipelines.cluster import Cluster  # noqa: PLC0415 - both ways
         from pipelines.share import work_on_share  # noqa: PLC0415 - loads torch
 
+        for note in self.notes:
+            listener.noted(note)
         listener.started("cases", len(self.numbers))
         if isinstance(place, Predictor):
             work_on_share(self.job, self.ledger, place, listener)
+            return
+        if isinstance(place, Cluster):
+            place.run(self.job, self.ledger, listener)
             return
         threads = self.job.order.settings.threads or os.cpu_count() or 1
         outcomes = run_on_devices(
@@ -193,6 +210,7 @@ def open_batch(order: Order, cases: Sequence[Found]) -> Iterator[Batch]:
     path = order.ledger or order.out / LEDGER_NAME
     settings, content = settings_of(order)
     began_s = _moment(order.out)
+    was_there = path.exists()
     with Ledger.open(path, create=True, salt=order.salt) as ledger:
         ledger.recover(Watch())
         if not ledger.workers():
@@ -206,16 +224,24 @@ def open_batch(order: Order, cases: Sequence[Found]) -> Iterator[Batch]:
         ]
         run = ledger.begin_run(mine, settings, content)
         token = ledger.enlist(run)
-        roots = tuple({found.root for found in cases if found.root.exists()})
-        job = Job(order, path, run, settings, since, roots)
+        roots = tuple({found.root.absolute() for found in cases if found.root.exists()})
+        job = Job(order, path, run, settings, since, roots, _reports(order.out, ledger, rows))
+        notes = () if was_there or not has_reports(order.out) else (_LOST,)
         try:
-            yield Batch(job, ledger, list(dict.fromkeys(number for number, _ in mine)))
+            yield Batch(job, ledger, list(dict.fromkeys(number for number, _ in mine)), notes)
         finally:
             with suppress(MedsegError):  # whatever ended the run is told, not this
                 ledger.dismiss(token)
                 ledger.end_run(run)
                 if not ledger.workers():
                     _clear_temporary(order.out, began_s)
+
+
+def _reports(out: Path, ledger: Ledger, rows: Sequence[CaseRow]) -> dict[str, tuple[str, ...]]:
+    """Results to look among for those of cases that the ledger has never worked on."""
+    if not any(row.attempts == 0 and row.name == f"case-{row.id}" for row in rows):
+        return {}
+    return find_reports(out, {row.name for row in ledger.rows()})
 
 
 def settings_of(order: Order) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from medseg.studies.ledger import Ledger
 
 __all__ = ["write_cohort"]
 
-CASES_PER_PAGE = 2000
+CASES_PER_PAGE = 1000
 
 
 def write_cohort(ledger: Ledger, out: Path, shard: tuple[int, int] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from medseg.errors import ConfigError
+from medseg.io.dicom_files import is_dicomdir, is_study_file
 from medseg.io.dicom_folders import is_dicom_file, study_uid
+from medseg.io.fingerprint import input_files
 from medseg.io.reading import IMAGE_SUFFIXES
 from pipelines.infer import Case, case_name, make_cases
-from pipelines.results import RESULTS
+from pipelines.result_names import is_result_name
 
 __all__ = ["Found", "Naming", "expected_bytes", "find_cases"]
 
@@ -25,6 +28,7 @@ identifier."""
 
 _TRIED_FILES = 16
 _PACKED = 4
+_MOST_DEFLATED = 1040  # a file that says more is cut off: its last bytes are no length
 _DICOM = 2
 
 
@@ -94,14 +98,20 @@ def expected_bytes(case: Case) -> int:
 def _of_channels(case: Case, naming: Naming) -> Found:
     key = ",".join(f"{name}={path.name}" for name, path in sorted(case.channels.items()))
     first = next(iter(case.channels.values()))
-    names = () if naming == "id" or (naming == "auto" and first.is_dir()) else (case.name,)
+    names = (
+        ()
+        if naming == "id" or (naming == "auto" and (first.is_dir() or is_study_file(first)))
+        else (case.name,)
+    )
     return Found(key, names, case, first.parent)
 
 
 def _below(path: Path, naming: Naming, out: Path | None, by_study: bool) -> Iterator[Found]:
     here = Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its own name
     if not path.is_dir():
-        yield _found(here.name, path, [here.name], path.parent, naming)
+        # every disc calls its directory alike
+        above = (here.parent.name,) if is_dicomdir(path) and here.parent.name else ()
+        yield _found("/".join((*above, here.name)), path, (*above, here.name), path.parent, naming)
         return
     images = list(_images(path, out))
     if by_study:
@@ -112,10 +122,10 @@ def _below(path: Path, naming: Naming, out: Path | None, by_study: bool) -> Iter
 
 
 def _found(key: str, path: Path, parts: Sequence[str], root: Path, naming: Naming) -> Found:
-    name = case_name(path)
+    name = case_name(path.absolute().parent if is_dicomdir(path) else path)
     folders = [re.sub(r"[^\w.-]+", "_", part).strip("._") for part in parts[:-1]]
     names: tuple[str, ...] = (name, "_".join([*filter(None, folders), name]))
-    if naming == "id" or (naming == "auto" and (path.is_dir() or path.suffix.lower() == ".zip")):
+    if naming == "id" or (naming == "auto" and (path.is_dir() or is_study_file(path))):
         names = ()
     return Found(key, names, Case(name, {"": path}), root)
 
@@ -159,13 +169,15 @@ def _is_image(path: Path) -> bool:
         return True
     if not name.endswith(IMAGE_SUFFIXES) or name.endswith((".img", ".img.gz")):
         return False
-    return not name.endswith(tuple(RESULTS.values()))
+    return not is_result_name(name)
 
 
 def _expected(path: Path) -> int:
     try:
-        if path.is_dir():
-            return _DICOM * sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+        if path.is_dir() or is_dicomdir(path):
+            return _DICOM * sum(one.stat().st_size for one in input_files(path))
+        if path.suffix.lower() == ".zip":
+            return _DICOM * _unpacked_bytes(path)
         size = path.stat().st_size
         if not path.name.lower().endswith(".gz"):
             return size
@@ -174,4 +186,12 @@ def _expected(path: Path) -> int:
             unpacked = int.from_bytes(stream.read(4), "little")  # RFC 1952: modulo 2**32
     except OSError:
         return 0
-    return unpacked if size <= unpacked else _PACKED * size
+    return unpacked if size <= unpacked <= _MOST_DEFLATED * size else _PACKED * size
+
+
+def _unpacked_bytes(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+        return 0  # reading it tells what is wrong

@@ -5,43 +5,29 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+
+import psutil
 
 from medseg import __version__
 from medseg.errors import MedsegError
 from medseg.models.zoo import shipped_models
+from pipelines.findings import Finding, finding_of_error
 
-__all__ = ["Finding", "examine"]
+__all__ = ["examine"]
 
-State = Literal["ok", "note", "problem"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at.
-
-    Args:
-        topic: What it is.
-        state: ``ok``, ``note`` (works, worth knowing) or ``problem``.
-        text: What was found and, for a problem, what to do.
-    """
-
-    topic: str
-    state: State
-    text: str
+_LEAST_MEMORY_BYTES = 2 << 30
 
 
 def examine() -> list[Finding]:
-    """Look at Python, packages, processor, GPU, decoders, models and the disk."""
+    """Look at Python, packages, processor, GPU, memory, decoders, models and the disk."""
     return [
         _python(),
         Finding("medseg", "ok", __version__),
         *_packages(),
         *_torch(),
+        _memory(),
         *_decoders(),
         *_models(),
         _free_space(),
@@ -50,20 +36,18 @@ def examine() -> list[Finding]:
 
 
 def _python() -> Finding:
-    fits = sys.version_info >= (3, 11)
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding(
-        "Python", "ok" if fits else "problem", text if fits else f"{text}; install 3.11 or newer"
-    )
+    return Finding("Python", "ok", text)
 
 
 def _packages() -> list[Finding]:
     findings = []
-    for name in ("torch", "monai", "nibabel", "simpleitk", "itk", "pydicom", "highdicom"):
+    for name in ("torch", "monai", "nibabel", "simpleitk", "itk", "pydicom", "highdicom", "h5py"):
         try:
             findings.append(Finding(name, "ok", version(name)))
         except PackageNotFoundError:
-            findings.append(Finding(name, "problem", "not installed; run pip install medseg again"))
+            remedy = "run pip install medseg again"
+            findings.append(Finding(name, "problem", "not installed", "package-missing", remedy))
     return findings
 
 
@@ -71,7 +55,8 @@ def _torch() -> list[Finding]:
     try:
         import torch  # noqa: PLC0415 - costs seconds
     except ImportError as error:
-        return [Finding("torch import", "problem", f"fails ({type(error).__name__}); reinstall it")]
+        text = f"it cannot be imported ({type(error).__name__})"
+        return [Finding("torch import", "problem", text, "package-broken", "install torch again")]
     cores = os.cpu_count() or 1
     findings = [
         Finding(
@@ -88,8 +73,19 @@ def _torch() -> list[Finding]:
             text = f"{properties.name}, {memory:.1f} GiB"
             findings.append(Finding(f"cuda:{index}", "ok", text))
     else:
-        findings.append(Finding("GPU", "note", "none that torch can use; the CPU does the work"))
+        text = "none that torch can use; the CPU does the work"
+        remedy = "nothing needs to be done; for a GPU install its driver and torch for CUDA"
+        findings.append(Finding("GPU", "note", text, "gpu-none", remedy))
     return findings
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    text = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    if memory.available >= _LEAST_MEMORY_BYTES:
+        return Finding("memory", "ok", text)
+    remedy = "close other programs; see with --dry-run what an image needs"
+    return Finding("memory", "note", text, "memory-low", remedy)
 
 
 def _decoders() -> list[Finding]:
@@ -98,13 +94,9 @@ def _decoders() -> list[Finding]:
     found = decodable_transfer_syntaxes()
     missing = [name for name, able in found.items() if not able]
     if missing:
-        return [
-            Finding(
-                "DICOM decoders",
-                "problem",
-                f"none for {', '.join(missing)}; run pip install pylibjpeg[all]",
-            )
-        ]
+        text = f"none for {', '.join(missing)}"
+        remedy = "run pip install pylibjpeg[all] pyjpegls"
+        return [Finding("DICOM decoders", "problem", text, "decoder-missing", remedy)]
     return [Finding("DICOM decoders", "ok", f"all {len(found)} transfer syntaxes can be read")]
 
 
@@ -116,19 +108,22 @@ def _models() -> list[Finding]:
         try:
             load_model(folder)
         except MedsegError as error:
-            findings.append(Finding(f"model {name}", "problem", str(error)))
+            findings.append(finding_of_error(f"model {name}", error))
         else:
             findings.append(Finding(f"model {name}", "ok", "weights fit their sha256"))
     if not findings:
-        text = "no shipped model found; run pip install medseg again"
-        findings.append(Finding("models", "problem", text))
+        remedy = "run pip install medseg again"
+        findings.append(
+            Finding("models", "problem", "no shipped model found", "model-missing", remedy)
+        )
     return findings
 
 
 def _free_space() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < 1:
-        return Finding("disk", "problem", f"{free:.1f} GiB free here; free some space")
+        text = f"{free:.1f} GiB free in the current folder"
+        return Finding("disk", "problem", text, "disk-low", "free some space")
     return Finding("disk", "ok", f"{free:.0f} GiB free in the current folder")
 
 
@@ -136,5 +131,5 @@ def _napari() -> Finding:
     try:
         return Finding("napari", "ok", version("napari"))
     except PackageNotFoundError:
-        text = 'not installed; pip install "medseg[napari]" adds the viewer'
-        return Finding("napari", "note", text)
+        remedy = 'pip install "medseg[napari]" adds the viewer, if it is wanted'
+        return Finding("napari", "note", "not installed", "viewer-missing", remedy)

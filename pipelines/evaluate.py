@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -67,7 +67,7 @@ class EvaluationOrder:
         predictions: Folder or file.
         references: The same kind.
         settings: The rules; ``ignore_value`` is filled in from ``ignore_label`` or the labels.
-        labels: File that names the labels; None looks beside the references.
+        labels: File that names the labels, or a known scheme; None looks beside the references.
         model: Model that names them.
         regions: See :func:`pipelines.label_sources.chosen_structures`.
         ignore_label: Name or value of the label that counts in nothing.
@@ -79,7 +79,7 @@ class EvaluationOrder:
     predictions: Path
     references: Path
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
-    labels: Path | None = None
+    labels: Path | str | None = None
     model: str | None = None
     regions: tuple[str, ...] = ()
     ignore_label: str | None = None
@@ -105,6 +105,7 @@ def evaluate(
 
     Raises:
         ConfigError: If files, labels or regions cannot be used.
+        FormatError: The first failure, if every case failed.
         ResourceError: If a process was killed.
         Cancelled: If the listener asks to stop.
     """
@@ -133,18 +134,18 @@ def evaluate(
     scores: dict[str, tuple[StructureScores, ...]] = {}
     failed: list[Failure] = []
     listener.started(STAGE, len(jobs))
-    for number, outcome in enumerate(_spread(measure, jobs, order.jobs)):
+    for number, (outcome, figures) in enumerate(_spread(measure, jobs, order.jobs)):
         if listener.cancelled():
             raise Cancelled
-        if outcome.result is None:
+        if not outcome.done:
             code, message = outcome.code or "unexpected", outcome.message or ""
             if code in ("unexpected", "out-of-memory"):
                 message = f"{outcome.case.case}: {message}"
             failed.append(Failure(outcome.case.case, code, message))
-        else:
-            scores[outcome.case.case] = outcome.result
+        if figures is not None:
+            scores[outcome.case.case] = figures
         listener.advanced(STAGE, number + 1)
-    if not scores:
+    if len(failed) == len(jobs):
         raise FormatError(
             "evaluation",
             expected="at least one case that can be scored",
@@ -242,11 +243,13 @@ def check_images(images: Path | None) -> None:
 def problems(evaluation: Evaluation, *, failures: bool = True) -> list[str]:
     """Missing, failed and foreign cases, a sentence each; failed ones only if wished."""
     found = []
+    policy = {"worst": "scored as the worst", "leave-out": "left out"}[evaluation.settings.missing]
     if evaluation.missing:
-        how = {"worst": "scored as the worst", "leave-out": "left out"}
         names = ", ".join(evaluation.missing)
-        policy = how[evaluation.settings.missing]
         found.append(f"{len(evaluation.missing)} without prediction, {policy}: {names}")
+    faulty = [each.case for each in evaluation.failed if each.case in evaluation.scores]
+    if faulty:
+        found.append(f"{len(faulty)} with a failed prediction, {policy}: {', '.join(faulty)}")
     if failures:
         found += [f"failed: {each.message} [{each.code}]" for each in evaluation.failed]
     if evaluation.foreign:
@@ -334,7 +337,14 @@ def _measured(
     scheme: LabelScheme,
     structures: Sequence[Structure],
     settings: EvaluationSettings,
-) -> Outcome[_Job, tuple[StructureScores, ...]]:
+) -> tuple[Outcome[_Job, tuple[StructureScores, ...]], tuple[StructureScores, ...] | None]:
+    """How scoring a case ended, and its figures.
+
+    Where the prediction is at fault, the figures are those of a case without one. The reference is
+    where it cannot be read by itself, and then there are none; memory that ran out is no fault of
+    either.
+    """
+
     def process(job: _Job) -> tuple[StructureScores, ...]:
         try:
             prediction, reference = _read_pair(job, scheme)
@@ -344,7 +354,10 @@ def _measured(
             raise relocated(error, _where(error, job)) from error
 
     (outcome,) = run_cases([job], process)
-    return outcome
+    if outcome.done or job.prediction is None or outcome.code == "out-of-memory":
+        return outcome, outcome.result
+    (alone,) = run_cases([replace(job, prediction=None)], process)
+    return outcome, alone.result
 
 
 def _where(error: MedsegError, job: _Job) -> str:
@@ -417,20 +430,33 @@ def _page(
         summary=summary,
         worst=_worst(evaluation, pairing, scheme, images),
         cases=[{k: v for k, v in row.items() if k not in empty} for row in rows],
+        undrawn=_undrawn(evaluation),
     )
+
+
+def _undrawn(evaluation: Evaluation) -> list[str]:
+    """Cases without a prediction that could be drawn, in words."""
+    sentences = []
+    if evaluation.missing:
+        sentences.append(f"{', '.join(evaluation.missing)}: no prediction")
+    for each in evaluation.failed:
+        what = "prediction failed" if each.case in evaluation.scores else "failed, in no mean"
+        sentences.append(f"{each.case}: {what} [{each.code}]")
+    return sentences
 
 
 def _worst(
     evaluation: Evaluation, pairing: Pairing, scheme: LabelScheme, images: Path | ImageOf | None
 ) -> list[Any]:
-    """Pictures of the lowest Dice, missing predictions left out."""
+    """Pictures of the lowest Dice; perfect structures and missing predictions are left out."""
     from medseg.studies.evaluation_page import WorstCase, difference_jpeg  # noqa: PLC0415 - Pillow
 
+    unseen = {*evaluation.missing, *(each.case for each in evaluation.failed)}
     found = [
         (each.values["dice"], case, structure)
         for case, scores in evaluation.scores.items()
         for each, structure in zip(scores, evaluation.structures, strict=True)
-        if np.isfinite(each.values["dice"]) and case not in evaluation.missing
+        if each.values["dice"] < 1 and case not in unseen  # NaN is not
     ]
     found.sort(key=lambda entry: entry[0])
     pictures = []

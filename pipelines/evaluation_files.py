@@ -51,7 +51,7 @@ _PROTOCOLS = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A case that could not be scored."""
+    """A case whose prediction or reference could not be used."""
 
     case: str
     code: str
@@ -64,9 +64,11 @@ class Evaluation:
 
     Args:
         scores: Case to the figures of its structures.
-        missing: Cases without a prediction; they are among ``scores``.
+        missing: Cases without a prediction; they are among ``scores``, and not among ``failed``.
         foreign: Predictions without a reference.
-        failed: Cases that could not be scored; they are in no mean.
+        failed: Cases whose prediction or reference could not be used. Those whose prediction is at
+            fault are among ``scores``, as the rule for missing predictions has it; the others are
+            in no mean.
         structures: What was scored.
         structures_from: How that was chosen.
         labels_from: Where the labels were read.
@@ -138,6 +140,7 @@ class Evaluation:
         for entry in self.summaries():
             place = mean if entry.structure is None else by_structure[entry.structure]
             place[entry.metric] = _entry(entry)
+        lost = [each for each in self.failed if each.case not in self.scores]
         return {
             "format": _FORMAT,
             "notice": NOTICE,
@@ -157,11 +160,16 @@ class Evaluation:
             "structures": {each.name: list(each.members) for each in self.structures},
             "metrics": {metric.name: metric.better for metric in self.metrics},
             "cases": {
-                "references": len(self.scores) + len(self.failed),
-                "scored": len(self.scores) - len(self.missing),
+                "references": len(self.scores) + len(lost),
+                "scored": len(self.scores) + len(lost) - len(self.missing) - len(self.failed),
                 "missing": list(self.missing),
                 "failed": [
-                    {"case": each.case, "code": each.code, "message": each.message}
+                    {
+                        "case": each.case,
+                        "code": each.code,
+                        "message": each.message,
+                        "scored_as": self.settings.missing if each.case in self.scores else None,
+                    }
                     for each in self.failed
                 ],
                 "foreign_predictions": list(self.foreign),
@@ -227,8 +235,13 @@ def policy_in_words(settings: EvaluationSettings) -> dict[str, str]:
         "distances",
         "leave-out": "left out of means",
     }[settings.missing]
+    at_fault = {
+        "prediction missing": missing,
+        "prediction failed": f"as a missing one: {missing}; named under cases",
+        "reference failed": "in no mean; named under cases",
+    }
     if settings.protocol is not None:
-        return {"protocol": _PROTOCOLS[settings.protocol], "prediction missing": missing}
+        return {"protocol": _PROTOCOLS[settings.protocol], **at_fault}
     distances = {"worst": "the image's diagonal", "leave-out": "left out"}[settings.one_empty]
     return {
         "structure in neither": {
@@ -236,8 +249,7 @@ def policy_in_words(settings: EvaluationSettings) -> dict[str, str]:
             "perfect": "scored as perfect",
         }[settings.both_empty],
         "structure in one of both": f"Dice, IoU, NSD and lesion F1 are 0, distances: {distances}",
-        "prediction missing": missing,
-        "case failed": "in no mean; named under cases",
+        **at_fault,
     }
 
 

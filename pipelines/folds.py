@@ -183,7 +183,7 @@ def parse_folds(text: str, count: int) -> tuple[int, ...]:
                 "folds",
                 expected=f"numbers from 0 to {count - 1}, such as 0-{count - 1} or 0,2",
                 found=repr(text),
-                remedy="count folds from 0; --cv N says how many there are",
+                remedy="count folds from 0; --fold-count says how many there are",
                 code="folds",
             )
         numbers += span
@@ -344,7 +344,12 @@ def _division(folder: Path, whole: DataList, count: int, seed: int) -> Folds:
                 expected=f"{count} folds of the dataset's {len(names)} cases",
                 found=f"{len(division.held_out)} folds of {len(listed)} cases",
                 remedy="give the dataset and the number of folds that these folds were drawn "
-                "from, or another --out",
+                "from, or another --out"
+                + (
+                    ""
+                    if any(folder.glob("fold_*"))
+                    else f"; or delete {FOLDS_NAME}: no fold of it has been trained"
+                ),
                 code="folds-differ",
             )
         return division

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
@@ -21,13 +22,11 @@ from medseg.io.scan import Scan
 from medseg.models.card import ModelCard
 from medseg.studies.inputs import modality_notes, read_case_image
 from pipelines.output import prepare_output
-from pipelines.results import (
-    RESULTS,
-    Wishes,
-    opened_probabilities,
-    rtstruct_notes,
-    write_results,
-)
+from pipelines.result_names import RESULTS, earlier_results, mask_names, results_exist
+from pipelines.results import Wishes, missing_notes, opened_probabilities, write_results
+
+if TYPE_CHECKING:
+    from medseg.io.dicom_study import Study
 
 __all__ = [
     "Case",
@@ -38,13 +37,14 @@ __all__ = [
     "Segmented",
     "case_name",
     "check_channel_names",
-    "earlier_results",
+    "check_contrast",
     "make_cases",
+    "mask_files",
     "plan_case",
     "predict_case",
     "prepare_output",
     "read_case",
-    "results_exist",
+    "read_scan",
     "segment_case",
     "write_case",
 ]
@@ -275,7 +275,7 @@ def segment_case(
         MedsegError: Whatever reading, segmenting or writing found wrong.
     """
     wishes = wishes or Wishes()
-    there = earlier_results(case.name, out)
+    there = earlier_results(case.name, out, mask_files(case, predictor, wishes))
     if there and not overwrite:
         raise results_exist(there[0])
     with read_case(case, predictor.card) as loaded:
@@ -298,7 +298,7 @@ def read_case(case: Case, card: ModelCard, picking: Picking | None = None) -> Lo
     meter.__enter__()
     try:
         clock = time.perf_counter()
-        scan = _read(case, card, picking or Picking())
+        scan = read_scan(case, card, picking or Picking())
         return Loaded(case, scan, time.perf_counter() - clock, meter)
     except BaseException:
         meter.__exit__(None, None, None)
@@ -340,9 +340,21 @@ def predict_case(
 
 
 def write_case(
-    segmented: Segmented, predictor: Predictor, out: Path, *, wishes: Wishes
+    segmented: Segmented,
+    predictor: Predictor,
+    out: Path,
+    *,
+    wishes: Wishes,
+    proof: Mapping[str, str] | None = None,
 ) -> CaseResult:
     """Write every result of a case, the report last; results of an earlier run make way.
+
+    Args:
+        segmented: What was segmented.
+        predictor: The model.
+        out: An existing folder.
+        wishes: What is made beside the segmentation.
+        proof: Hashes of image and settings, by which a run knows these results again.
 
     Raises:
         MedsegError: Whatever was found wrong. Parts of a case are no result: unless an output was
@@ -350,12 +362,15 @@ def write_case(
     """
     loaded, prediction, files = segmented.loaded, segmented.prediction, segmented.files
     case, scan = loaded.case, loaded.scan
-    for old in earlier_results(case.name, out):  # those of two runs must never stand side by side
+    masks = mask_files(case, predictor, wishes)
+    for old in earlier_results(
+        case.name, out, masks
+    ):  # those of two runs must never stand side by side
         if old not in files.values():
             old.unlink(missing_ok=True)
     seconds = {"read": loaded.seconds, **prediction.seconds}
     notes = (*scan.notes, *prediction.notes, *modality_notes(scan, predictor.card))
-    notes += rtstruct_notes(scan, wishes)
+    notes += missing_notes(scan, wishes)
     try:
         refused = write_results(
             case.name,
@@ -370,6 +385,7 @@ def write_case(
             channels=case.channels,
             roi=segmented.box,
             meter=loaded.meter,
+            proof=proof,
         )
     except BaseException as error:
         # be it a full disk or Ctrl-C; but where an output was refused for what it is, the
@@ -390,6 +406,11 @@ def write_case(
     )
 
 
+def mask_files(case: Case, predictor: Predictor, wishes: Wishes) -> list[str]:
+    """Names of the files of single structures, where they are wished for."""
+    return list(mask_names(case.name, predictor.card.scheme()).values()) if wishes.masks else []
+
+
 def plan_case(
     case: Case,
     predictor: Predictor,
@@ -403,7 +424,7 @@ def plan_case(
     Raises:
         MedsegError: Whatever reading or planning found wrong.
     """
-    scan = _read(case, predictor.card, picking or Picking())
+    scan = read_scan(case, predictor.card, picking or Picking())
     try:
         return predictor.plan(scan.volume, roi=_box(roi, scan), probabilities=probabilities)
     except MedsegError as error:
@@ -423,23 +444,26 @@ def _box(roi: Region | None, scan: Scan) -> Box | None:
     return spans[0], spans[1], spans[2]
 
 
-def earlier_results(name: str, out: Path) -> list[Path]:
-    """The result files of that name that are there."""
-    return [path for end in RESULTS.values() if (path := out / f"{name}{end}").exists()]
+def read_scan(
+    case: Case,
+    card: ModelCard,
+    picking: Picking,
+    *,
+    study: Study | None = None,
+    threads: int | None = None,
+) -> Scan:
+    """The image of one case as the model is to see it.
 
+    Args:
+        case: Which.
+        card: What the model expects.
+        picking: What is taken of a DICOM study.
+        study: What lies at the case's path, if it was looked at before.
+        threads: Files that are read at a time; None for as many as are useful.
 
-def results_exist(path: Path) -> ConfigError:
-    """The refusal to replace a file."""
-    return ConfigError(
-        str(path),
-        expected="no result of this name yet",
-        found="one from an earlier run",
-        remedy="add --overwrite, or choose another output folder",
-        code="output-exists",
-    )
-
-
-def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
+    Raises:
+        MedsegError: Whatever reading found wrong.
+    """
     channels = card.inputs.channels
     if set(case.channels) == {_UNNAMED}:
         scan = read_case_image(
@@ -447,9 +471,21 @@ def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
             card,
             series=dict(picking.series),
             allow_gaps=picking.allow_gaps,
+            threads=threads,
+            study=study,
         )
     else:
         scan = read_channels({channel.name: case.channels[channel.name] for channel in channels})
+    check_contrast(case, scan)
+    return scan
+
+
+def check_contrast(case: Case, scan: Scan) -> None:
+    """Refuse an image of one value.
+
+    Raises:
+        FormatError: ``image-constant``.
+    """
     for path, data_ijk in zip(case.channels.values(), scan.volume.data_cijk, strict=False):
         if data_ijk.min() == data_ijk.max():
             raise FormatError(
@@ -459,4 +495,3 @@ def _read(case: Case, card: ModelCard, picking: Picking) -> Scan:
                 remedy="check how it was exported",
                 code="image-constant",
             )
-    return scan

@@ -14,7 +14,7 @@ import yaml
 
 from medseg.core import Label, LabelScheme
 from medseg.data.layouts.brats import brats_scheme_of
-from medseg.data.schemes import BRATS_SCHEMES, SCHEMES
+from medseg.data.schemes import BRATS_SCHEMES, SCHEMES, find_scheme
 from medseg.errors import ConfigError, MedsegError, one_of, why_unreadable
 from medseg.metrics.structures import Structure, brats_regions, check_names, label_structures
 from medseg.models.card import load_card
@@ -58,12 +58,13 @@ class LabelSource:
 
 
 def find_labels(
-    labels: Path | None, model: str | None, predictions: Path, references: Path
+    labels: Path | str | None, model: str | None, predictions: Path, references: Path
 ) -> LabelSource | None:
     """Labels from what the user names, else from a file that lies beside the references.
 
     Args:
-        labels: A YAML, JSON or TSV file; see :func:`read_label_file`.
+        labels: Name of a scheme (:data:`medseg.data.schemes.SCHEMES`), or a YAML, JSON or TSV file;
+            see :func:`read_label_file`.
         model: Name or folder of a model.
         predictions: Folder or file.
         references: Folder or file; ``dataset.json`` is looked for in and above it.
@@ -87,7 +88,11 @@ def find_labels(
         regions = tuple(Structure(each.name, each.members) for each in card.regions or ())
         return LabelSource(f"model {card.name}", card.scheme(), regions)
     if labels is not None:
-        return read_label_file(labels)
+        path = Path(labels)
+        if str(labels) in SCHEMES or not (path.suffix or path.exists()):
+            scheme = find_scheme(str(labels))
+            return LabelSource(f"scheme {scheme.name}", scheme)
+        return read_label_file(path)
     folder = references if references.is_dir() else references.parent
     for candidate in (folder / _INDEX, folder.parent / _INDEX):
         if candidate.is_file():

@@ -11,9 +11,28 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["without_paths"]
+__all__ = ["message_of", "without_paths"]
 
 _SHORTEST_NAME = 3
+
+
+def message_of(text: str, name: str, channels: Mapping[str, Path], *, log_paths: bool) -> str:
+    """A message about a case, to stand beside its name: neither paths nor the name in front.
+
+    Args:
+        text: A message.
+        name: The case.
+        channels: Channel name to file or folder.
+        log_paths: Whether paths stay.
+
+    >>> message_of("in/1.nii: expected x, found y; z", "1", {"": Path("in/1.nii")}, log_paths=False)
+    'expected x, found y; z'
+    """
+    if not log_paths:
+        text = without_paths(text, name, channels)
+    for before in (f"{name}: ", f"{name}, "):
+        text = text.removeprefix(before)
+    return text
 
 
 def without_paths(text: str, name: str, channels: Mapping[str, Path]) -> str:

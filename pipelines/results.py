@@ -8,16 +8,19 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from medseg import NOTICE, __version__
 from medseg.atomic import write_bytes, write_text
-from medseg.core import LabelMap
+from medseg.core import LabelMap, LabelScheme
 from medseg.core.uncertainty import UncertaintySummary, summarise_uncertainty
-from medseg.errors import MedsegError, ResourceError
+from medseg.errors import ConfigError, MedsegError, ResourceError
 from medseg.inference.memory import PeakMeter
 from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink, in_slices
 from medseg.inference.sweep import Box
@@ -25,25 +28,15 @@ from medseg.io.scan import DicomSource, Scan
 from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
 from medseg.models.card import InputSettings
 from pipelines.redaction import without_paths
+from pipelines.result_names import RESULTS, mask_names, structure_names
 
-__all__ = ["RESULTS", "Wishes", "opened_probabilities", "rtstruct_notes", "write_results"]
-
-RESULTS = {
-    "report": "_report.json",
-    "nifti": "_dseg.nii.gz",
-    "table": "_dseg.tsv",
-    "dicom_seg": "_dseg.dcm",
-    "rtstruct": "_rtstruct.dcm",
-    "statistics": "_statistics.json",
-    "statistics_table": "_statistics.csv",
-    "uncertainty": "_uncertainty.nii.gz",
-    "probabilities": "_probseg.h5",
-    "preview": "_preview.png",
-    "page": "_report.html",
-}
-"""Kind of result to the ending of its file; the report comes last and tells that all are there."""
+__all__ = ["Wishes", "missing_notes", "opened_probabilities", "write_results"]
 
 _PACKAGES = ("torch", "numpy", "numba", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom")
+
+
+SegKind = Literal["binary", "labelmap", "fractional"]
+"""Type of the DICOM SEG, as the command line says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +49,12 @@ class Wishes:
         probabilities: An HDF5 file of the probabilities.
         log_paths: Whether the manifest names the files that were read.
         rtstruct: An RT structure set, where the image is a DICOM series.
+        seg_type: Type of the DICOM SEG, where it is one.
+        omit_empty_frames: Whether the SEG lacks the frames without foreground.
+        masks: A NIfTI file for every structure.
+
+    Raises:
+        ConfigError: ``seg-probabilities`` if a fractional SEG is to be made without probabilities.
     """
 
     preview: bool = False
@@ -63,6 +62,19 @@ class Wishes:
     probabilities: bool = False
     log_paths: bool = False
     rtstruct: bool = False
+    seg_type: SegKind = "binary"
+    omit_empty_frames: bool = False
+    masks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seg_type == "fractional" and not self.probabilities:
+            raise ConfigError(
+                "--seg-type fractional",
+                expected="probabilities, from which its fractions are taken",
+                found="none asked for",
+                remedy="add --probabilities, or choose binary or labelmap",
+                code="seg-probabilities",
+            )
 
 
 def opened_probabilities(
@@ -108,6 +120,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
     channels: Mapping[str, Path],
     roi: Box | None,
     meter: PeakMeter,
+    proof: Mapping[str, str] | None = None,
 ) -> tuple[str, str] | None:
     """Write everything but the probabilities, the manifest last.
 
@@ -127,6 +140,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
         channels: What was read, by channel.
         roi: Voxels that were looked at; None for all.
         meter: Of the memory since the case was begun.
+        proof: Hashes of image and settings, for the manifest.
 
     Returns:
         Code and sentence of the first DICOM object that was refused; None if all was written.
@@ -146,18 +160,17 @@ def write_results(  # noqa: PLR0915 - one file after the other
     notes = tuple(map(shown, notes))
     _write_nifti(labels, target("nifti"), scan)
     files["nifti"] = target("nifti")
-    write_text(target("table"), _label_table(labels))
+    write_text(target("table"), _label_table(labels, with_file_names=wishes.masks))
     files["table"] = target("table")
+    if wishes.masks:
+        masked_at = time.perf_counter()
+        _write_masks(name, labels, out, scan, files)
+        seconds["masks"] = time.perf_counter() - masked_at
     refused: dict[str, tuple[str, str]] = {}
 
-    def write_object(
-        kind: str,
-        called: str,
-        write: Callable[[LabelMap, Path, DicomSource, Predictor], None],
-        source: DicomSource,
-    ) -> None:
+    def write_object(kind: str, called: str, write: Callable[[Path], None]) -> None:
         place = target(kind)
-        why = _refusal(called, lambda: write(labels, place, source, predictor), shown)
+        why = _refusal(called, lambda: write(place), shown)
         if why is None:
             files[kind] = place
         else:
@@ -166,11 +179,28 @@ def write_results(  # noqa: PLR0915 - one file after the other
     source = scan.source
     can_refer = isinstance(source, DicomSource) and _seg_can_refer(source)
     if isinstance(source, DicomSource) and can_refer:
-        write_object("dicom_seg", "DICOM SEG", _write_seg, source)
+        fractional = wishes.seg_type == "fractional"
+        probabilities = files["probabilities"] if fractional else None
+        write_object(
+            "dicom_probseg" if fractional else "dicom_seg",
+            "DICOM SEG",
+            partial(
+                _write_seg,
+                labels=labels,
+                probabilities=probabilities,
+                source=source,
+                predictor=predictor,
+                wishes=wishes,
+            ),
+        )
     written_at = time.perf_counter()
-    seconds["write_and_verify"] = written_at - clock
+    seconds["write_and_verify"] = written_at - clock - seconds.get("masks", 0.0)
     if wishes.rtstruct and isinstance(source, DicomSource) and can_refer:
-        write_object("rtstruct", "RT structure set", _write_rtstruct, source)
+        write_object(
+            "rtstruct",
+            "RT structure set",
+            partial(_write_rtstruct, labels=labels, source=source, predictor=predictor),
+        )
         seconds["rtstruct"] = time.perf_counter() - written_at
         written_at = time.perf_counter()
     statistics = label_statistics(labels, scan.volume)
@@ -198,6 +228,9 @@ def write_results(  # noqa: PLR0915 - one file after the other
         "preview": wishes.preview,
         "report": wishes.page,
         "rtstruct": "rtstruct" in files,
+        "seg_type": wishes.seg_type,
+        "omit_empty_frames": wishes.omit_empty_frames,
+        "one_file_per_class": wishes.masks,
     }
     manifest["memory"]["measured_ram_bytes"] = meter.look()
     if refused:
@@ -216,6 +249,8 @@ def write_results(  # noqa: PLR0915 - one file after the other
         seconds["page"] = time.perf_counter() - paged_at
         manifest["seconds"] = _rounded(seconds)
     manifest["memory"]["measured_ram_bytes"] = meter.look()
+    if proof is not None:
+        manifest["proof"] = dict(proof)
     manifest["files"] = {
         kind: {"name": path.name, "sha256": _sha256(path)} for kind, path in files.items()
     }
@@ -237,17 +272,62 @@ def _write_entropy(prediction: Prediction, path: Path, scan: Scan) -> None:
     write_nifti_scaled(prediction.entropy_ijk, scan.volume.grid, path, 1 / 255, scan.source)
 
 
-def _write_seg(labels: LabelMap, path: Path, source: DicomSource, predictor: Predictor) -> None:
-    from medseg.io.dicom_seg import Algorithm, write_seg  # noqa: PLC0415 - pulls in highdicom
+def _write_masks(
+    name: str, labels: LabelMap, out: Path, scan: Scan, files: dict[str, Path]
+) -> None:
+    """One file of 0 and 1 for every label, also for those that were not found."""
+    for label, (kind, file) in zip(
+        labels.scheme.labels, mask_names(name, labels.scheme).items(), strict=True
+    ):
+        mask_ijk = (labels.data_ijk == label.value).astype(np.uint8)
+        alone = LabelScheme(label.name, (replace(label, value=1),))
+        _write_nifti(LabelMap(mask_ijk, labels.grid, alone), out / file, scan)
+        files[kind] = out / file
+
+
+def _write_seg(
+    path: Path,
+    *,
+    labels: LabelMap,
+    probabilities: Path | None,
+    source: DicomSource,
+    predictor: Predictor,
+    wishes: Wishes,
+) -> None:
+    from medseg.io.dicom_seg import (  # noqa: PLC0415 - pulls in highdicom
+        Algorithm,
+        write_fractional_seg,
+        write_seg,
+    )
 
     card = predictor.card
-    write_seg(labels, path, source, algorithm=Algorithm(f"medseg {card.name}", card.version))
+    algorithm = Algorithm(f"medseg {card.name}", card.version)
+    if probabilities is not None:
+        from medseg.io.probabilities import read_probabilities  # noqa: PLC0415 - pulls in h5py
+
+        write_fractional_seg(
+            read_probabilities(probabilities),
+            card.scheme(),
+            path,
+            source,
+            algorithm=algorithm,
+            omit_empty_frames=wishes.omit_empty_frames,
+        )
+        return
+    write_seg(
+        labels,
+        path,
+        source,
+        algorithm=algorithm,
+        seg_type="LABELMAP" if wishes.seg_type == "labelmap" else "BINARY",
+        omit_empty_frames=wishes.omit_empty_frames,
+    )
 
 
 def _write_rtstruct(
-    labels: LabelMap, path: Path, source: DicomSource, predictor: Predictor
+    path: Path, *, labels: LabelMap, source: DicomSource, predictor: Predictor
 ) -> None:
-    from medseg.io.dicom_seg import Algorithm  # noqa: PLC0415 - pulls in pydicom
+    from medseg.io.provenance import Algorithm  # noqa: PLC0415 - pulls in pydicom
     from medseg.io.rtstruct import write_rtstruct  # noqa: PLC0415
 
     card = predictor.card
@@ -271,15 +351,16 @@ def _refusal(
     return None
 
 
-def rtstruct_notes(scan: Scan, wishes: Wishes) -> tuple[str, ...]:
-    """Why there is no RT structure set although one is wished for."""
-    if not wishes.rtstruct:
-        return ()
+def missing_notes(scan: Scan, wishes: Wishes) -> tuple[str, ...]:
+    """Why there are no DICOM objects although they are wished for."""
+    wanted = ["no RT structure set"] if wishes.rtstruct else []
+    if wishes.seg_type != "binary":
+        wanted.append(f"no DICOM SEG of type {wishes.seg_type}")
     if not isinstance(scan.source, DicomSource):
-        return ("no RT structure set: the image is no DICOM series",)
+        return tuple(f"{one}: the image is no DICOM series" for one in wanted)
     if _seg_can_refer(scan.source):
         return ()
-    return ("no RT structure set: none can refer to this series",)
+    return tuple(f"{one}: none can refer to this series" for one in wanted)
 
 
 def _seg_can_refer(source: DicomSource) -> bool:
@@ -313,11 +394,16 @@ def _write_page(
     write_text(path, page)
 
 
-def _label_table(labels: LabelMap) -> str:
-    """BIDS derivatives' ``dseg.tsv``: index, name and colour of every label."""
-    rows = ["index\tname\tcolor"]
+def _label_table(labels: LabelMap, *, with_file_names: bool) -> str:
+    """BIDS derivatives' ``dseg.tsv``: index, name and colour of every label.
+
+    With files of single structures also their abbreviation, which these have in their names.
+    """
+    names = structure_names(labels.scheme)
+    rows = ["index\tname\tcolor" + "\tabbreviation" * with_file_names]
     for label in labels.scheme.labels:
-        rows.append(f"{label.value}\t{label.name}\t#{bytes(label.rgb).hex().upper()}")
+        row = f"{label.value}\t{label.name}\t#{bytes(label.rgb).hex().upper()}"
+        rows.append(row + f"\t{names[label.value]}" * with_file_names)
     return "\n".join(rows) + "\n"
 
 

@@ -40,8 +40,9 @@ class RunCases:
     Args:
         part: Part of the dataset.
         predictions: Folder with ``CASE_dseg.nii.gz`` of every case that could be segmented.
-        references: Folder with the experts' labels of the same cases, under the same names.
-        cases: Their names.
+        references: Folder with the experts' labels of every case that could be read, under the same
+            names.
+        cases: Names of those with a reference.
         failed: Cases that could not be read or segmented.
         ignored: Value of voxels that nobody judged, None where there is none.
         source: Case to where it lies.
@@ -96,7 +97,7 @@ def segment_part(
     Raises:
         ConfigError: ``evaluation-part``, ``cases``, ``resume-split``, ``split-damaged``,
             ``output-exists``, and as reading the dataset and the model.
-        FormatError: The first failure, if every case failed.
+        FormatError: The first failure, if no case could be segmented.
         Cancelled: If the listener asks to stop.
     """
     settings = load_settings(run / CONFIG_NAME)
@@ -115,14 +116,18 @@ def segment_part(
     for folder in folders:
         prepare_output(folder)
 
+    referenced: set[str] = set()
+
+    def write(labels: LabelMap, folder: Path, case: str) -> None:
+        write_volume(Volume(labels.data_ijk[None], labels.grid), folder / f"{case}{_ENDING}")
+
     def segmented(case: Case) -> None:
         try:
             volume, truth = _read(case, settings)
-            labels = predictor.predict(volume).labels
-            for folder, found in zip(folders, (labels, truth), strict=True):
-                write_volume(
-                    Volume(found.data_ijk[None], found.grid), folder / f"{case.id}{_ENDING}"
-                )
+            # first, so that a case whose segmentation fails is scored as one without prediction
+            write(truth, folders[1], case.id)
+            referenced.add(case.id)
+            write(predictor.predict(volume).labels, folders[0], case.id)
         except MedsegError as error:
             # cases are named, not the folders they lie in
             raise relocated(error, case.id) from error
@@ -131,13 +136,14 @@ def segment_part(
     listener.started(STAGE, len(cases))
     for done, (case, outcome) in enumerate(zip(cases, run_cases(cases, segmented), strict=True)):
         if outcome.code is not None:
-            failed.append(Failure(case.id, outcome.code, outcome.message or ""))
+            message = outcome.message or ""
+            if outcome.code in ("unexpected", "out-of-memory"):
+                message = f"{case.id}: {message}"
+            failed.append(Failure(case.id, outcome.code, message))
         listener.advanced(STAGE, done + 1)
         if listener.cancelled():
             raise Cancelled
-    lost = {failure.case for failure in failed}
-    kept = tuple(case.id for case in cases if case.id not in lost)
-    if not kept:
+    if len(failed) == len(cases):
         raise FormatError(
             f"part {part!r}",
             expected="at least one case that can be segmented",
@@ -149,7 +155,7 @@ def segment_part(
     return RunCases(
         part,
         *folders,
-        kept,
+        tuple(case.id for case in cases if case.id in referenced),
         tuple(failed),
         ignored.pop() if ignored else settings.ignore_value,
         {case.id: case for case in cases},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg.core import LabelScheme
 from medseg.data.datalist import DataList
+from medseg.data.prepared import PreparedCase
 from medseg.errors import ConfigError
 from medseg.events import Listener
 from medseg.models.card import NetworkChoice, SliceSettings
@@ -16,7 +17,7 @@ from medseg.models.network import SegmentationNetwork
 from medseg.models.table import NETWORKS, build_settings
 from medseg.training.settings import RunSettings
 
-__all__ = ["check_data", "check_extents", "complete_settings", "load_encoder"]
+__all__ = ["check_data", "check_extents", "check_foreground", "complete_settings", "load_encoder"]
 
 
 def complete_settings(settings: RunSettings) -> RunSettings:
@@ -47,6 +48,34 @@ def complete_settings(settings: RunSettings) -> RunSettings:
     complete = build_settings(name, {**given, **derived})
     choice = NetworkChoice(name=name, settings=complete.model_dump(mode="json"), slices=slices)
     return settings.model_copy(update={"network": choice})
+
+
+def check_foreground(
+    cases: Sequence[PreparedCase], names: Sequence[str], dataset: str, listener: Listener
+) -> None:
+    """Refuse training cases of background alone, and note each structure that none of them shows.
+
+    Args:
+        cases: Prepared to train.
+        names: Structures or regions, in the order of the cases' places.
+        dataset: The name of the dataset, for the message.
+        listener: Told of the structures.
+
+    Raises:
+        ConfigError: ``foreground-empty``.
+    """
+    shown = [any(len(case.places[number]) for case in cases) for number in range(len(names))]
+    if not any(shown):
+        raise ConfigError(
+            f"dataset {dataset!r}",
+            expected="a structure in at least one training case",
+            found="label maps of background alone",
+            remedy="check that the label maps are the right ones, with `medseg data check`",
+            code="foreground-empty",
+        )
+    for name, is_shown in zip(names, shown, strict=True):
+        if not is_shown:
+            listener.noted(f"no training case shows {name!r}: the network cannot learn it")
 
 
 def check_data(settings: RunSettings, data: DataList) -> None:

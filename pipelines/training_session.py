@@ -14,6 +14,7 @@ import torch
 
 import medseg
 from medseg.data.datalist import Case, DataList
+from medseg.data.preparation import check_fills
 from medseg.data.preparing import CachePlan
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener
@@ -34,6 +35,7 @@ from medseg.training.step import Stepper, build_optimizer
 from medseg.training.transforms import ReadCase, training_transforms, validation_transforms
 from medseg.training.validation import Scores, Validator
 from pipelines.run_folder import Earlier, RunFolder, hardware, versions
+from pipelines.training_checks import check_foreground
 
 __all__ = ["TrainResult", "TrainingSession"]
 
@@ -222,6 +224,22 @@ class TrainingSession:
                         mean=scores.mean,
                     )
                 log.epoch_ended(last=True)
+        except ConfigError as error:
+            if error.code == "loss-not-finite" and self.ranks.first:
+                self.folder.write_record(
+                    {
+                        "notice": medseg.NOTICE,
+                        "finished": False,
+                        "stopped": error.code,
+                        "reason": str(error),
+                        "versions": versions(),
+                        "config_sha256": self.folder.config_sha256,
+                        "seed": training.seed,
+                        "hardware": hardware(self.device),
+                        "steps_left_out": stepper.skipped,
+                    }
+                )
+            raise
         finally:
             if log is not None:
                 log.close()
@@ -307,11 +325,20 @@ class TrainingSession:
             return cache_cases(cases, read, pipeline, self.listener, stage=stage, plan=plan)
 
         training_cases = cached(self.data.train, transforms, "reading training cases")
+        check_foreground(training_cases.cases, settings.target_names, self.data.name, self.listener)
         held_out = (
             cached(self.data.validation, validation_transforms(read), "reading validation cases")
             if ranks.first
             else None
         )
+        for case in held_out.cases if held_out is not None else ():
+            # prediction would refuse it once everything is learned
+            check_fills(
+                case.shape_ijk,
+                settings.inputs,
+                where=f"validation case {case.id}",
+                remedy="choose a smaller inputs.window_ijk, or leave the case out of the split",
+            )
         loader = training_loader(
             training_cases,
             batch_size=training.batch_size,

@@ -87,3 +87,41 @@ def on_a_disc(folder: Path, disc: Path) -> Path:
         del files
         gc.collect()
     return disc / "DICOMDIR"
+
+
+def enhanced(
+    folder: Path,
+    path: Path,
+    series_uid: str | None = None,
+    class_uid: str = "1.2.840.10008.5.1.4.1.1.4.1",
+) -> Dataset:
+    """One enhanced object, of MR, of the slices of a folder, in reverse order of place."""
+    slices = [dcmread(file) for file in sorted(folder.iterdir(), reverse=True)]
+    first = slices[0]
+    whole = Dataset()
+    whole.update(first)
+    whole.file_meta = first.file_meta
+    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = class_uid
+    whole.NumberOfFrames = len(slices)
+    whole.SeriesInstanceUID = series_uid or generate_uid()
+    whole.PixelData = b"".join(one.PixelData for one in slices)
+    shared = Dataset()
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, first.SliceThickness
+    orientation.ImageOrientationPatient = first.ImageOrientationPatient
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+    frames = []
+    for number, one in enumerate(slices):
+        frame, position, values = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = one.ImagePositionPatient
+        values.RescaleSlope, values.RescaleIntercept = number + 1, -number
+        frame.PlanePositionSequence = [position]
+        frame.PixelValueTransformationSequence = [values]
+        frames.append(frame)
+    whole.SharedFunctionalGroupsSequence = [shared]
+    whole.PerFrameFunctionalGroupsSequence = frames
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(whole, keyword)
+    whole.save_as(path)
+    return whole

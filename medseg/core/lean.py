@@ -115,20 +115,21 @@ class Lean:
         """Voxels of the upright grid on the leaning one, by nearest neighbours."""
         back = np.empty(self.grid.shape_ijk, dtype=data_ijk.dtype)
         for k in range(back.shape[2]):
-            first_i, first_j = self._nearest(k)
+            first_i, first_j = self.nearest_ij(k)
             back[:, :, k] = data_ijk[
                 first_i : first_i + back.shape[0], first_j : first_j + back.shape[1], k
             ]
         return back
 
-    def _nearest(self, k: int) -> tuple[int, int]:
+    def nearest_ij(self, k: int) -> tuple[int, int]:
+        """Where slice ``k`` begins in the upright one, to the nearest voxel."""
         i, j = (int(place) for place in np.rint(k * self.shift_ij - self.first_ij))
         return i, j
 
     def upright_box(self, box: Box) -> Box:
         """The box of the upright grid that holds a box of the leaning one."""
         first, last = box[2][0], max(box[2][0], box[2][1] - 1)
-        firsts, lasts = self._nearest(first), self._nearest(last)
+        firsts, lasts = self.nearest_ij(first), self.nearest_ij(last)
         spans = []
         for axis in range(2):
             low, high = sorted((firsts[axis], lasts[axis]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from medseg.errors import ConfigError, one_of
 
-__all__ = ["Code", "Label", "LabelScheme"]
+__all__ = ["Code", "Label", "LabelScheme", "spread_colour"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +175,13 @@ class LabelScheme:
         return cls(
             name,
             tuple(
-                Label(value, label, _spread_colour(index))
+                Label(value, label, spread_colour(index))
                 for index, (value, label) in enumerate(members)
             ),
         )
 
 
-def _spread_colour(index: int) -> tuple[int, int, int]:
+def spread_colour(index: int) -> tuple[int, int, int]:
     """Colour number ``index`` of a sequence whose neighbours differ well (golden-angle hues)."""
     hue = (index * 0.618034 + 0.02) % 1.0 * 6.0
     sector, fraction = int(hue), hue - int(hue)

@@ -152,7 +152,7 @@ def compare_facts(
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: _duplicates(facts, division),
         lambda: _unused(facts, division),
-        lambda: _foreground(listing, facts),
+        lambda: _foreground(listing, facts, division),
         lambda: _label_order(listing, facts),
         lambda: _spacings(facts),
         lambda: _orientations(facts),
@@ -212,25 +212,47 @@ def _unused(facts: Sequence[CaseFacts], division: Split | None) -> Iterator[Find
         )
 
 
-def _foreground(listing: Listing, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    for fact in facts:
-        if not any(value in fact.voxels for value in listing.scheme.values):
-            yield Finding(
-                fact.id,
-                "foreground-empty",
-                "no voxel of any structure",
-                "check the label map; a case without structures teaches background alone",
-                is_error=False,
-            )
-    for label in listing.scheme.labels if facts else ():
-        if not any(label.value in fact.voxels for fact in facts):
+def _foreground(
+    listing: Listing, facts: Sequence[CaseFacts], division: Split | None
+) -> Iterator[Finding]:
+    values = listing.scheme.values
+    empty = {fact.id for fact in facts if not any(value in fact.voxels for value in values)}
+    for name in sorted(empty):
+        yield Finding(
+            name,
+            "foreground-empty",
+            "no voxel of any structure",
+            "check the label map; a case without structures teaches background alone",
+            is_error=False,
+        )
+    training = [fact for fact in facts if division is not None and fact.id in division.train]
+    for some, of in ((facts, "case"), (training, "training case")):
+        if some and all(fact.id in empty for fact in some):
             yield Finding(
                 "",
-                "structure-absent",
-                f"no case has a voxel of {label.name!r} ({label.value})",
-                "take it out of the labels, or check that the label scheme is the right one",
-                is_error=False,
+                "foreground-empty",
+                f"no {of} has a voxel of any structure",
+                "check that the label maps and the label scheme are the right ones: nothing can be "
+                "learned",
+                is_error=True,
             )
+            break
+    for label in listing.scheme.labels if facts else ():
+        if not any(label.value in fact.voxels for fact in facts):
+            of = "case"
+        elif training and not any(label.value in fact.voxels for fact in training):
+            of = "training case"
+        else:
+            continue
+        yield Finding(
+            "",
+            "structure-absent",
+            f"no {of} has a voxel of {label.name!r} ({label.value})",
+            "take it out of the labels, or check that the label scheme is the right one"
+            if of == "case"
+            else "divide the cases in another way, or take it out of the labels",
+            is_error=False,
+        )
 
 
 def _label_order(listing: Listing, facts: Sequence[CaseFacts]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from medseg.core import (
     AxisTurn,
     Grid,
     LabelMap,
+    Lean,
     Volume,
     axis_turn,
     respace_grid,
@@ -22,6 +23,7 @@ from medseg.core import (
     turn,
 )
 from medseg.errors import GeometryError, ShapeError
+from medseg.io.notes import Note
 from medseg.models.card import Channel, ClipZScore, InputSettings, Unchanged, ZScore
 from medseg.ops.resample import AxisTaps, axis_taps, resize, resize_labels
 
@@ -30,6 +32,9 @@ __all__ = [
     "ModelImage",
     "check_channels",
     "check_extent",
+    "check_fills",
+    "check_grid",
+    "check_image",
     "model_shape",
     "prepare_labels",
     "thick_axis",
@@ -252,7 +257,6 @@ def check_extent(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> 
         GeometryError: If the image is a single slice, or covers less than half of the window on an
             axis.
     """
-    shape = model_shape(grid, inputs, coarser=coarser)
     if min(grid.shape_ijk) == 1 and min(inputs.window_ijk) > 1:
         raise GeometryError(
             "image",
@@ -261,22 +265,78 @@ def check_extent(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> 
             remedy="give the whole series, not one slice of it",
             code="image-one-slice",
         )
-    small = [axis for axis in range(3) if shape[axis] < inputs.window_ijk[axis]]
-    if any(2 * shape[axis] < inputs.window_ijk[axis] for axis in small):
+    return check_fills(model_shape(grid, inputs, coarser=coarser), inputs)
+
+
+def check_fills(
+    shape_ijk: tuple[int, int, int],
+    inputs: InputSettings,
+    *,
+    where: str = "image",
+    remedy: str = "give an image that shows more of the anatomy, or use a model with a smaller "
+    "window",
+) -> tuple[str, ...]:
+    """The same for extents on the model's grid.
+
+    Args:
+        shape_ijk: Extents at the model's spacing, along its axes.
+        inputs: The model's window.
+        where: Named in the error.
+        remedy: What can be done about it.
+
+    Returns:
+        Notes for the log, empty if the window is filled.
+
+    Raises:
+        GeometryError: ``image-too-small``.
+    """
+    small = [axis for axis in range(3) if shape_ijk[axis] < inputs.window_ijk[axis]]
+    if any(2 * shape_ijk[axis] < inputs.window_ijk[axis] for axis in small):
         raise GeometryError(
-            "image",
+            where,
             expected=f"at least half of the model's window {inputs.window_ijk} on every axis",
-            found=f"{shape} voxels at the model's spacing, axes {inputs.orientation}",
-            remedy="give an image that shows more of the anatomy, or use a model with a smaller "
-            "window",
+            found=f"{shape_ijk} voxels at the model's spacing, axes {inputs.orientation}",
+            remedy=remedy,
             code="image-too-small",
         )
     if small:
         return (
-            f"the image ({shape} voxels at the model's spacing) is smaller than the window "
-            f"{inputs.window_ijk} and was padded",
+            Note(
+                f"the image ({shape_ijk} voxels at the model's spacing) is smaller than the window "
+                f"{inputs.window_ijk} and was padded",
+                code="image-padded",
+                remedy="look at the result near the borders with care",
+            ),
         )
     return ()
+
+
+def check_image(volume: Volume, inputs: InputSettings, *, coarser: float = 1.0) -> tuple[str, ...]:
+    """Refuse an image that does not fit a model; note what is worth knowing of one that does.
+
+    Args:
+        volume: The image; a stack that leans is judged as it will be when set upright.
+        inputs: What the model expects.
+        coarser: Factor on the model's spacing.
+
+    Raises:
+        ShapeError: As :func:`check_channels`.
+        GeometryError: As :func:`check_extent`.
+    """
+    check_channels(volume, inputs)
+    return check_grid(volume.grid, inputs, coarser=coarser)
+
+
+def check_grid(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> tuple[str, ...]:
+    """The same, of the place of an image alone.
+
+    Raises:
+        GeometryError: As :func:`check_extent`.
+    """
+    lean = Lean.of(grid)
+    grid = grid if lean is None else lean.upright
+    turned = axis_turn(grid, inputs.orientation).turn_grid(grid)
+    return check_extent(turned, inputs, coarser=coarser)
 
 
 def _scaling(channel_ijk: npt.NDArray[Any], channel: Channel) -> _Scaling:

@@ -13,11 +13,19 @@ from typing import Any
 import yaml
 
 from medseg.core import Code, Label, LabelScheme
-from medseg.errors import ConfigError, FormatError, one_of
+from medseg.core.scheme import spread_colour
+from medseg.errors import ConfigError, FormatError, kind_of, one_of
 from medseg.metrics.structures import BRATS_REGIONS
 from medseg.models.card import Region
 
-__all__ = ["BRATS_SCHEMES", "REGIONS", "SCHEMES", "find_scheme", "recode_by_name"]
+__all__ = [
+    "BRATS_SCHEMES",
+    "REGIONS",
+    "SCHEMES",
+    "find_scheme",
+    "recode_by_name",
+    "scheme_of_content",
+]
 
 _ANATOMY = Code("91723000", "SCT", "Anatomical Structure")
 _ALTERED = Code("49755003", "SCT", "Morphologically Altered Structure")
@@ -226,7 +234,7 @@ def find_scheme(name: str) -> LabelScheme:
 
     Args:
         name: A member of :data:`SCHEMES`, or the path of a file that holds a scheme as a run's
-            ``labels`` do.
+            ``labels`` do; the short form ``{1: Anterior, 2: Posterior}`` will do.
 
     Raises:
         ConfigError: ``scheme-unknown``, or ``label-scheme`` if the file's content is no scheme.
@@ -253,9 +261,75 @@ def find_scheme(name: str) -> LabelScheme:
             remedy="repair the file",
             code="dataset-index",
         ) from error
+    return scheme_of_content(content, str(path), path.stem)
+
+
+def scheme_of_content(content: Any, where: str, name: str) -> LabelScheme:  # noqa: ANN401 - parsed
+    """A scheme that people wrote by hand; what they left out is filled in.
+
+    Args:
+        content: As :meth:`LabelScheme.from_dict` takes it, where colours may be missing; or
+            ``{value: name}``; either also under ``labels``.
+        where: The file, for messages.
+        name: Of a scheme that does not say its own.
+
+    Raises:
+        ConfigError: ``label-scheme``; the sentence names the file and the entry.
+    """
     if isinstance(content, Mapping) and "labels" in content and "name" not in content:
         content = content["labels"]  # a run's file or a model's card
-    return LabelScheme.from_dict(content)
+    if isinstance(content, list):
+        content = {"name": name, "labels": content}
+    if isinstance(content, Mapping) and not {"name", "labels"} & set(content):
+        content = {"name": name, "labels": content}
+    if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
+        members = [
+            {"value": value, "name": label}
+            for value, label in content["labels"].items()
+            if str(value) != "0"  # background
+        ]
+        content = {**content, "labels": members}
+    entries = content.get("labels") if isinstance(content, Mapping) else None
+    if not isinstance(entries, list):
+        raise ConfigError(
+            where,
+            expected="{value: name}, or a label scheme with a name and labels",
+            found=kind_of(content),
+            remedy="write for example {1: Anterior, 2: Posterior}",
+            code="label-scheme",
+        )
+    labels = [_whole_entry(entry, where, number) for number, entry in enumerate(entries)]
+    return _told_where({**content, "labels": labels}, where)
+
+
+def _whole_entry(entry: Any, where: str, number: int) -> Any:  # noqa: ANN401 - parsed YAML
+    """An entry with a colour, checked by itself so that a message can tell which it is."""
+    place = f"{where}, label {number + 1}"
+    if isinstance(entry, Mapping):
+        entry = {"rgb": list(spread_colour(number)), **entry}
+        if "name" in entry and not isinstance(entry["name"], str):
+            raise ConfigError(
+                place,
+                expected="a name",
+                found=kind_of(entry["name"]),
+                remedy="write for example 1: Anterior, the value first; quote names such as 'no'",
+                code="label-scheme",
+            )
+    _told_where({"name": "one", "labels": [entry]}, place)
+    return entry
+
+
+def _told_where(content: Mapping[str, Any], where: str) -> LabelScheme:
+    try:
+        return LabelScheme.from_dict(content)
+    except ConfigError as error:
+        raise ConfigError(
+            where,
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+            code=error.code,
+        ) from error
 
 
 def recode_by_name(stored: LabelScheme, wanted: LabelScheme) -> tuple[tuple[int, int], ...]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from medseg.atomic import write_text
 from medseg.data.case import Case
-from medseg.data.layouts.listing import Problem, damaged, kind_of, parsed_json, refuse
-from medseg.errors import ConfigError, MedsegError
+from medseg.data.layouts.listing import Problem, damaged, parsed_json, refuse
+from medseg.errors import ConfigError, MedsegError, kind_of
 
 __all__ = [
     "FOLDS",

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from medseg.core import AxisTurn, Grid, LabelMap, Lean, Volume, axis_turn
-from medseg.data.preparation import ModelImage, check_channels, check_extent, model_shape
+from medseg.data.preparation import ModelImage, check_image, model_shape
 from medseg.errors import ConfigError, MedsegError, ResourceError
 from medseg.events import Listener, Silent
 from medseg.inference.engine import (
@@ -232,21 +232,17 @@ class Predictor:
         if roi is not None:
             roi = _checked(roi, volume.grid)
         if lean is not None:
-            _check_no_probabilities(probabilities)
             roi = None if roi is None else lean.upright_box(roi)
             volume = lean.straighten(volume)
         self._check_image(volume)
         with using_threads(_threads(self.settings)), torch.inference_mode():
-            return self._task(volume, roi, probabilities).plan
+            return self._task(volume, roi, probabilities, leaning=lean is not None).plan
 
     def _check_image(self, volume: Volume) -> list[str]:
         """Refuse an image that does not fit the members; what is to be noted of one that does."""
         notes: list[str] = []
         for member in self.members:
-            inputs = member.card.inputs
-            turned = axis_turn(volume.grid, inputs.orientation).turn_grid(volume.grid)
-            check_channels(volume, inputs)
-            notes += check_extent(turned, inputs, coarser=self.settings.coarser)
+            notes += check_image(volume, member.card.inputs, coarser=self.settings.coarser)
         return notes
 
     def predict(
@@ -272,13 +268,7 @@ class Predictor:
             FormatError: ``network-not-finite``.
             Cancelled: If the listener asked to stop.
         """
-        slabs = self.slabs(volume, listener, roi=roi, on_probabilities=on_probabilities)
-        while True:
-            try:
-                next(slabs)
-            except StopIteration as finished:
-                prediction: Prediction = finished.value
-                return prediction
+        return _last(self.slabs(volume, listener, roi=roi, on_probabilities=on_probabilities))
 
     def slabs(
         self,
@@ -291,19 +281,25 @@ class Predictor:
         """As :meth:`predict`, yielding after each finished slab.
 
         A stack that leans by more than 0.5 degrees, as those of a tilted gantry do, is set upright
-        for the network and its labels are leant back; it comes as one slab.
+        for the network, and its labels and probabilities are leant back: each voxel gets those of
+        the upright voxel nearest to it. It comes as one slab.
 
         Returns:
             The prediction, as the generator's value.
         """
         lean = Lean.of(volume.grid)
         if lean is not None:
-            _check_no_probabilities(on_probabilities is not None)
-            leant = self._leaning(volume, lean, listener, roi)
+            leant = self._leaning(volume, lean, listener, roi, on_probabilities)
             whole = [(0, extent) for extent in volume.grid.shape_ijk]
             yield Finished((whole[0], whole[1], whole[2]), leant.labels.data_ijk)
             return leant
-        slabs = self._slabs(volume, listener or Silent(), roi, on_probabilities)
+        slabs = self._in_turns(self._slabs(volume, listener or Silent(), roi, on_probabilities))
+        return (yield from slabs)
+
+    def _in_turns(
+        self, slabs: Generator[Finished, None, Prediction]
+    ) -> Generator[Finished, None, Prediction]:
+        """The same slabs, with this process's threads as settings want them while they are made."""
         try:
             while True:
                 with using_threads(_threads(self.settings)):  # left while the caller has its turn
@@ -317,12 +313,25 @@ class Predictor:
             slabs.close()
 
     def _leaning(
-        self, volume: Volume, lean: Lean, listener: Listener | None, roi: Box | None
+        self,
+        volume: Volume,
+        lean: Lean,
+        listener: Listener | None,
+        roi: Box | None,
+        on_probabilities: ProbabilitySink | None,
     ) -> Prediction:
         box = None if roi is None else _checked(roi, volume.grid)
-        upright = self.predict(
-            lean.straighten(volume), listener, roi=None if box is None else lean.upright_box(box)
+        sink = None
+        if on_probabilities is not None:
+            sink = _LeaningSink(lean, on_probabilities, box, self.card.regions is not None)
+        slabs = self._slabs(
+            lean.straighten(volume),
+            listener or Silent(),
+            None if box is None else lean.upright_box(box),
+            sink,
+            leaning=True,
         )
+        upright = _last(self._in_turns(slabs))
         labels = lean.lean_back(upright.labels)
         if box is not None:
             inside = np.zeros(labels.data_ijk.shape, dtype=bool)
@@ -346,6 +355,8 @@ class Predictor:
         listener: Listener,
         roi: Box | None,
         on_probabilities: ProbabilitySink | None,
+        *,
+        leaning: bool = False,
     ) -> Generator[Finished, None, Prediction]:
         settings = self.settings
         clock = time.perf_counter()
@@ -364,7 +375,7 @@ class Predictor:
                     roi, found = self._search(volume, listener)
                     notes += found
                 notes += self._mirror_notes()
-                task = self._task(volume, roi, on_probabilities is not None)
+                task = self._task(volume, roi, on_probabilities is not None, leaning=leaning)
                 planned_at = time.perf_counter()
                 feed = _ProbabilityFeed(task, volume.grid, on_probabilities, roi)
                 outputs = Outputs(
@@ -415,7 +426,9 @@ class Predictor:
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _task(self, volume: Volume, roi: Box | None, probabilities: bool) -> _Task:
+    def _task(
+        self, volume: Volume, roi: Box | None, probabilities: bool, *, leaning: bool = False
+    ) -> _Task:
         settings = self.settings
         for member in self.members:
             _check_size(volume, member.card, settings)
@@ -433,10 +446,12 @@ class Predictor:
             entropy=settings.uncertainty,
             probabilities=probabilities,
         )
+        # whole slices are leant back as they are; parts of them would not follow on each other
+        axis = 2 if leaning and probabilities else smallest_axis(groups)
         engine = StreamingEngine(
             groups,
             decision,
-            Sweep(smallest_axis(groups), settings.batch, place=self.device),
+            Sweep(axis, settings.batch, place=self.device),
             None if roi is None else turned_box(roi, to_frame, volume.grid.shape_ijk),
         )
         passes = self._dry_passes(groups, sets)
@@ -662,6 +677,71 @@ class _ProbabilityFeed:
         return values_nijk
 
 
+class _LeaningSink:
+    """Hands the probabilities of an upright volume on as those of the stack that leans.
+
+    Args:
+        lean: How the two lie.
+        sink: Where they go.
+        box: Voxels of the stack that are looked at, or None for all; the rest is background.
+        overlapping: Whether the background is no class of its own.
+    """
+
+    def __init__(
+        self, lean: Lean, sink: ProbabilitySink, box: Box | None, overlapping: bool
+    ) -> None:
+        self._lean = lean
+        self._sink = sink
+        self._box = box
+        self._overlapping = overlapping
+
+    def __call__(
+        self, axis: int, corner_ijk: tuple[int, int, int], values_nijk: npt.NDArray[np.float32]
+    ) -> None:
+        for at in range(values_nijk.shape[3]):
+            k = corner_ijk[2] + at
+            spans, parts = [], []
+            for first, offset, extent, most in zip(
+                corner_ijk,
+                self._lean.nearest_ij(k),
+                values_nijk.shape[1:3],
+                self._lean.grid.shape_ijk,
+                strict=False,
+            ):
+                low, high = max(0, first - offset), min(most, first - offset + extent)
+                spans.append((low, high))
+                parts.append(slice(low + offset - first, high + offset - first))
+            if all(low < high for low, high in spans):
+                piece = values_nijk[:, parts[0], parts[1], at : at + 1]
+                corner = spans[0][0], spans[1][0], k
+                self._sink(axis, corner, self._within(piece, corner))
+
+    def _within(
+        self, piece_nijk: npt.NDArray[np.float32], corner_ijk: tuple[int, int, int]
+    ) -> npt.NDArray[np.float32]:
+        if self._box is None:
+            return piece_nijk
+        kept = np.zeros_like(piece_nijk)
+        if not self._overlapping:
+            kept[0] = 1.0
+        inside = tuple(
+            slice(max(0, low - first), max(0, high - first))
+            for first, (low, high) in zip(corner_ijk, self._box, strict=True)
+        )
+        kept[:, *inside] = piece_nijk[:, *inside]
+        return kept
+
+
+def _last(slabs: Generator[Finished, None, Prediction]) -> Prediction:
+    """What comes of all slabs."""
+    while True:
+        try:
+            next(slabs)
+        except StopIteration as finished:
+            prediction: Prediction = finished.value
+            return prediction
+
+
 def _corner(box: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
     i, j, k = (first for first, _ in box)
     return i, j, k
@@ -798,17 +878,6 @@ def _checked(roi: Any, grid: Grid) -> Box:  # noqa: ANN401 - whatever the caller
             code="roi",
         )
     return spans[0], spans[1], spans[2]
-
-
-def _check_no_probabilities(wanted: bool) -> None:
-    if wanted:
-        raise ConfigError(
-            "probabilities",
-            expected="an image whose slices lie upright on each other",
-            found="a stack that leans (gantry tilt)",
-            remedy="leave --probabilities out, or resample the image first",
-            code="probabilities-leaning",
-        )
 
 
 def _memory_order(volume: Volume) -> Any:  # noqa: ANN401 - numpy's literal

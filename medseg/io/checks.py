@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from medseg.core import Grid
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError
+from medseg.io.notes import Note
 
 __all__ = [
     "SHEAR_TOLERANCE_DEG",
@@ -172,7 +173,9 @@ def checked_grid(
             code="affine-sheared",
         )
     if shear_deg > _SHEAR_NOTED_DEG:
-        return grid, (f"voxel axes are {shear_deg:.2f} degrees off the right angle; kept so",)
+        skewed = f"voxel axes are {shear_deg:.2f} degrees off the right angle; kept so"
+        remedy = "nothing needs to be done: results repeat the affine"
+        return grid, (Note(skewed, code="axes-skewed", remedy=remedy),)
     return grid, ()
 
 

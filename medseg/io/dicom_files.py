@@ -10,6 +10,7 @@ identifiers or of the patient's name.
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import zipfile
@@ -29,6 +30,7 @@ __all__ = [
     "MOST_MEMBER_BYTES",
     "MOST_RATIO",
     "StudyFile",
+    "is_dicomdir",
     "is_study_file",
     "list_study",
 ]
@@ -40,9 +42,27 @@ MOST_RATIO = 200
 """Limits of a zip: entries, bytes unpacked, those of one entry, and how many times it may grow."""
 
 _SMALL_BYTES = 1 << 20  # empty slices may well shrink to nothing
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _UNDEFINED = 0xFFFFFFFF
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is asked for no more than it has: what is asked for is allocated first.
+
+    The length of a damaged element can be 4 GiB in a file of a few bytes.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._bytes = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file."""
+        if size is not None and size > _SMALL_BYTES:
+            size = min(size, max(0, self._bytes - self.tell()))
+        return super().read(size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +86,16 @@ class StudyFile:
         """How messages name it."""
         return f"file {self.place + 1} in name order"
 
+    @property
+    def size(self) -> int:
+        """Its bytes; 0 if they cannot be told."""
+        if self.member is not None:
+            return self.member.file_size
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
     @contextmanager
     def opened(self, where: str) -> Iterator[BinaryIO]:
         """Open it to be read and sought in.
@@ -79,7 +109,7 @@ class StudyFile:
                 with io.BytesIO(self.archive.read(self.member)) as content:
                     yield content
             else:
-                with self.path.open("rb") as stream:
+                with _Bounded(self.path.open("rb", buffering=0)) as stream:
                     yield stream
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
             if self.archive is None:
@@ -118,7 +148,12 @@ class StudyFile:
 
 def is_study_file(path: Path) -> bool:
     """Whether a file is named as a zip or a DICOMDIR, both of which stand for a study."""
-    return path.suffix.lower() == ".zip" or path.name.upper() == "DICOMDIR"
+    return path.suffix.lower() == ".zip" or is_dicomdir(path)
+
+
+def is_dicomdir(path: Path) -> bool:
+    """Whether a file is named as the directory of a disc is."""
+    return path.name.upper() == "DICOMDIR"
 
 
 def list_study(path: Path) -> tuple[StudyFile, ...]:
@@ -130,8 +165,9 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
     Raises:
         ResourceError: ``input-unreadable``.
         FormatError: ``file-missing``, ``not-a-folder`` for another file; ``zip-damaged``,
-            ``zip-path``, ``zip-link``, ``zip-encrypted``, ``zip-files``, ``zip-size``,
-            ``zip-ratio``; ``dicomdir-damaged``, ``dicomdir-path``, ``dicomdir-incomplete``.
+            ``zip-path``, ``zip-link``, ``zip-encrypted``, ``zip-method``, ``zip-files``,
+            ``zip-size``, ``zip-ratio``; ``dicomdir-damaged``, ``dicomdir-path``,
+            ``dicomdir-incomplete``.
     """
     where = str(path)
     try:
@@ -141,7 +177,7 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
         if path.is_file():
             if path.suffix.lower() == ".zip":
                 return _zipped(path, where)
-            if path.name.upper() == "DICOMDIR":
+            if is_dicomdir(path):
                 return _directory(path, where)
         exists = path.exists()
     except OSError as error:
@@ -173,14 +209,14 @@ def _zipped(path: Path, where: str) -> tuple[StudyFile, ...]:
         key=lambda member: PurePosixPath(member.filename).parts,
     )
     try:
-        _check_members(members, where)
+        _check_members(members, path.stat().st_size, where)
     except FormatError:
         archive.close()
         raise
     return tuple(StudyFile(path, place, archive, member) for place, member in enumerate(members))
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
+def _check_members(members: Sequence[zipfile.ZipInfo], size: int, where: str) -> None:
     if len(members) > MOST_FILES:
         raise _refused_zip(
             where, f"at most {MOST_FILES} files", f"{len(members)}", code="zip-files"
@@ -203,6 +239,9 @@ def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
             raise _refused_zip(
                 where, "files without a password", f"{this} has one", code="zip-encrypted"
             )
+        if member.compress_type not in _METHODS:
+            found = f"{this} packed by method {member.compress_type}"
+            raise _refused_zip(where, "files stored or deflated", found, code="zip-method")
         if member.file_size > MOST_MEMBER_BYTES:
             found = f"{this} of {member.file_size / 2**30:.1f} GiB"
             raise _refused_zip(
@@ -214,6 +253,10 @@ def _check_members(members: Sequence[zipfile.ZipInfo], where: str) -> None:
             raise _refused_zip(
                 where, f"at most {MOST_RATIO} times the size", found, code="zip-ratio"
             )
+    # entries may share bytes, so that each by itself looks harmless
+    if total > max(len(members) * _SMALL_BYTES, MOST_RATIO * size):
+        found = f"{total / 2**20:.0f} MiB in {size / 2**20:.1f} MiB"
+        raise _refused_zip(where, f"at most {MOST_RATIO} times the size", found, code="zip-ratio")
 
 
 def _refused_zip(where: str, expected: str, found: str, *, code: str) -> FormatError:

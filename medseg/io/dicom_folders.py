@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg.core import Code, Label, LabelScheme
-from medseg.errors import FormatError
 from medseg.io.dicom_quiet import quiet_dicom
+from medseg.io.dicom_seg_reading import LABELMAP_CLASS, SEG_CLASS
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -21,19 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "RTSTRUCT_CLASS",
     "DicomObject",
-    "code_of",
     "has_dicom",
     "is_dicom_file",
     "read_objects",
-    "read_segment_scheme",
     "referenced_series",
 ]
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
-_SEG_CLASSES = frozenset(
-    {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}  # binary, label map
-)
 _LOOKED_AT = (
     "Modality",
     "PatientID",
@@ -82,65 +76,6 @@ def read_objects(folder: Path) -> tuple[DicomObject, ...]:
         return tuple(one for one in found if one is not None)
 
 
-def read_segment_scheme(path: Path) -> LabelScheme:
-    """The segments of a DICOM SEG as a label scheme, numbered as they are in the file.
-
-    Raises:
-        FormatError: ``seg-unreadable``.
-    """
-    from pydicom import dcmread  # noqa: PLC0415
-
-    try:
-        with quiet_dicom():
-            seg = dcmread(path, stop_before_pixels=True)
-            segments = [
-                (int(segment.SegmentNumber), _segment(segment)) for segment in seg.SegmentSequence
-            ]
-    except Exception as error:  # whatever a damaged or foreign file makes pydicom raise
-        raise FormatError(
-            str(path),
-            expected="a DICOM SEG with its segments",
-            found="a file that is damaged or another object",
-            remedy="give a DICOM Segmentation Storage file",
-            code="seg-unreadable",
-        ) from error
-    plain = LabelScheme.plain("segments", {number: name for number, (name, *_) in segments})
-    codes = dict(segments)
-    return LabelScheme(
-        "segments",
-        tuple(
-            Label(label.value, label.name, label.rgb, *codes[label.value][1:])
-            for label in plain.labels
-        ),
-    )
-
-
-def _segment(segment: Dataset) -> tuple[str, Code | None, Code | None, Code | None]:
-    concepts = segment.get("SegmentedPropertyTypeCodeSequence") or []
-    modifiers = (
-        concepts[0].get("SegmentedPropertyTypeModifierCodeSequence") or [] if concepts else []
-    )
-    name = str(segment.get("SegmentLabel", "")).strip() or f"segment {segment.SegmentNumber}"
-    return (
-        name[:64],
-        code_of(segment.get("SegmentedPropertyCategoryCodeSequence") or []),
-        code_of(concepts),
-        code_of(modifiers),
-    )
-
-
-def code_of(sequence: list[Dataset]) -> Code | None:
-    """The first code of a sequence, or None where it is absent or incomplete."""
-    if not sequence:
-        return None
-    item = sequence[0]
-    value = str(item.get("CodeValue") or item.get("LongCodeValue") or "")
-    scheme, meaning = (
-        str(item.get(name) or "") for name in ("CodingSchemeDesignator", "CodeMeaning")
-    )
-    return Code(value, scheme, meaning[:64]) if value and scheme and meaning else None
-
-
 def _read_object(path: Path) -> DicomObject | None:
     from pydicom import dcmread  # noqa: PLC0415
 
@@ -149,7 +84,7 @@ def _read_object(path: Path) -> DicomObject | None:
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=list(_LOOKED_AT))
         class_uid = str(header.get("SOPClassUID", ""))
-        if class_uid in _SEG_CLASSES:
+        if class_uid in (SEG_CLASS, LABELMAP_CLASS):
             kind = "SEG"
         elif class_uid == RTSTRUCT_CLASS:
             kind = "RTSTRUCT"

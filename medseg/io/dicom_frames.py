@@ -54,6 +54,13 @@ _FLATTENED = {
     "CardiacSynchronizationSequence": ("NominalCardiacTriggerDelayTime",),
     "FrameAnatomySequence": ("AnatomicRegionSequence",),
 }
+# A group that is kept whole, since it may hold several mappings.
+_WHOLE = "RealWorldValueMappingSequence"
+# Groups in which an image that was converted keeps what has no other place.
+_UNASSIGNED = (
+    "UnassignedSharedConvertedAttributesSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +327,17 @@ class _Groups:
             group = self.group(sequence)
             if group is not None:
                 found.update({word: group[word] for word in keywords if word in group})
+        for groups in (self.shared, self.own):
+            if groups is not None and groups.get(_WHOLE):
+                found[_WHOLE] = groups[_WHOLE]
         return found
+
+    def unassigned(self) -> Iterator[Any]:
+        """Elements of a converted image that have no place among its functional groups."""
+        for sequence in _UNASSIGNED:
+            group = self.group(sequence)
+            if group is not None:
+                yield from group
 
 
 def _functional_marks(groups: _Groups, elements: Mapping[str, Any]) -> dict[str, Mark]:
@@ -376,6 +393,9 @@ def flat_header(frame: Frame) -> Dataset:
         shared = dataset.get("SharedFunctionalGroupsSequence") or []
         each = dataset.get("PerFrameFunctionalGroupsSequence") or []
         groups = _Groups(shared[0] if shared else None, each[frame.index] if each else None)
+        for element in groups.unassigned():
+            if element.tag not in flat:
+                flat[element.tag] = element
         for element in groups.flattened().values():
             flat[element.tag] = element
     else:

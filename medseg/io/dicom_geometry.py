@@ -14,6 +14,7 @@ import numpy as np
 
 from medseg.core.grid import FloatArray
 from medseg.errors import FormatError, GeometryError
+from medseg.io.notes import Note
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -195,11 +196,13 @@ def lattice_of(
     affine[:3, 2] = step_lps
     if not np.array_equal(k, np.arange(len(k))):
         made = int(np.floor(k[-1] + 0.5)) + 1
-        notes = (
+        filled = Note(
             f"{len(k)} slices that are not evenly apart, the largest gap being "
             f"{np.diff(ordered @ normal).max():.3f} mm, were resampled to {made}",
-            *notes,
+            code="slice-gap-filled",
+            remedy="look at the result where slices were made up, or add the missing ones",
         )
+        notes = (filled, *notes)
     return Lattice(places, affine, k, notes)
 
 
@@ -323,7 +326,11 @@ def _lone_slice_step_mm(header: Dataset, where: str) -> tuple[float, str]:
     for keyword in ("SpacingBetweenSlices", "SliceThickness"):
         step = abs(number_or(0.0, header, keyword, where))
         if step > 0:
-            return step, f"one slice only: its extent across the slice is {keyword}, {step:g} mm"
+            return step, Note(
+                f"one slice only: its extent across the slice is {keyword}, {step:g} mm",
+                code="slice-lone",
+                remedy="give the whole series, unless the model works on single slices",
+            )
     raise FormatError(
         where,
         expected="SpacingBetweenSlices (0018,0088) or SliceThickness (0018,0050) of a lone slice",
@@ -427,8 +434,12 @@ def _check_straight(
         )
     notes = []
     if off_mm.max() > NOTED_DEVIATION_MM:
-        notes.append(f"slice positions deviate by up to {off_mm.max():.3f} mm from even spacing")
+        uneven = f"slice positions deviate by up to {off_mm.max():.3f} mm from even spacing"
+        remedy = "nothing needs to be done: so much is the rounding of headers"
+        notes.append(Note(uneven, code="slice-uneven", remedy=remedy))
     if lean_deg > TILT_NOTED_DEG:
         tilt = " (gantry tilt)" if lean_deg > TILT_DEG else ""
-        notes.append(f"the stack leans by {lean_deg:.2f} degrees{tilt}; the affine carries it")
+        leans = f"the stack leans by {lean_deg:.2f} degrees{tilt}; the affine carries it"
+        remedy = "nothing needs to be done: results lie on the slices as they are"
+        notes.append(Note(leans, code="stack-leans", remedy=remedy))
     return tuple(notes)

@@ -23,6 +23,7 @@ __all__ = [
     "MOSAIC_TAGS",
     "Header",
     "Headers",
+    "check_deflated",
     "read_headers",
     "threads_for",
 ]
@@ -87,7 +88,8 @@ _KEYWORDS = """
     LossyImageCompressionRatio LossyImageCompressionMethod ModalityLUTSequence
     BurnedInAnnotation QualityControlImage SeriesType Units SUVType CountsSource
     DecayCorrection FrameReferenceTime DecayFactor CorrectedImage
-    RadiopharmaceuticalInformationSequence SharedFunctionalGroupsSequence
+    RadiopharmaceuticalInformationSequence DecayCorrected AttenuationCorrected
+    DecayCorrectionDateTime SharedFunctionalGroupsSequence
     PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905 - a list of quoted words would hide them
 _PRIVATE = (
@@ -200,7 +202,7 @@ def _read_header(file: StudyFile, where: str, keys: list[BaseTag]) -> Header | F
     with file.opened(where) as stream:
         try:
             if marked and _DEFLATED in beginning:
-                _check_deflated(stream)
+                check_deflated(stream, _SMALL_BYTES)
             dataset, offset = _parsed(stream, marked, keys)
             for keyword in _LOOKED_AT:
                 dataset.get(keyword)
@@ -216,11 +218,15 @@ def _read_header(file: StudyFile, where: str, keys: list[BaseTag]) -> Header | F
     return _unreadable(file, where) if marked else None
 
 
-def _check_deflated(stream: BinaryIO) -> None:
+def check_deflated(stream: BinaryIO, small_bytes: int) -> None:
     """Unpack a deflated data set part by part, and stop where it grows beyond reason.
 
     Source: DICOM PS3.5 A.5; the meta information before it is not deflated and begins with its own
     length.
+
+    Args:
+        stream: The file, at its beginning, where it is left.
+        small_bytes: What it may grow to, however small it is.
 
     Raises:
         ValueError: If it does, or cannot be unpacked.
@@ -233,7 +239,7 @@ def _check_deflated(stream: BinaryIO) -> None:
         while part and not unpacker.eof:
             unpacked += len(unpacker.decompress(part, _PART_BYTES))
             part = unpacker.unconsumed_tail
-        if unpacked > max(MOST_RATIO * size, _SMALL_BYTES):
+        if unpacked > max(MOST_RATIO * size, small_bytes):
             raise ValueError(unpacked)
     stream.seek(0)
 

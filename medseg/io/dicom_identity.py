@@ -16,7 +16,7 @@ from medseg.io.dicom_quiet import quiet_dicom
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["empty_identity", "missing_references", "source_headers"]
+__all__ = ["empty_identity", "instance_uid", "missing_references", "source_headers"]
 
 _MAY_BE_EMPTY = (
     "PatientID",
@@ -106,6 +106,11 @@ def source_headers(
         )
     with quiet_dicom():
         return [_slim(header, headers[0], step_mm) for header in headers]
+
+
+def instance_uid(header: Dataset) -> str:
+    """SOPInstanceUID of a header, or of its meta information; empty where both lack it."""
+    return str(_reference(header, "SOPInstanceUID") or "")
 
 
 def _slim(header: Dataset, first: Dataset, step_mm: float) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medseg.core import Grid, LabelMap, LabelScheme
-from medseg.io.dicom_folders import RTSTRUCT_CLASS, read_segment_scheme
+from medseg.io.dicom_folders import RTSTRUCT_CLASS
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.scan import DicomSource, Source
 
@@ -29,9 +29,9 @@ def read_dicom_labels(
 ) -> LabelMap:
     """Read a SEG or an RTSTRUCT as a label map.
 
-    Structures often contain each other in an RTSTRUCT: a voxel in several goes to the one with the
-    fewest voxels. ROIs that the scheme does not list are left out, unless one is likely meant by a
-    label that the file lacks.
+    Structures often contain each other: a voxel in several goes to the one with the fewest voxels.
+    Structures that the scheme does not list are left out, unless one is likely meant by a label
+    that the file lacks.
 
     Args:
         path: The SEG or RTSTRUCT.
@@ -40,28 +40,26 @@ def read_dicom_labels(
         source: Where the image came from; for a DICOM series the frame of reference is compared.
 
     Raises:
-        FormatError: As :func:`~medseg.io.dicom_seg_reading.read_seg` and
+        FormatError: As :func:`~medseg.io.dicom_seg_labels.read_seg_labels` and
             :func:`~medseg.io.rtstruct_labels.read_rtstruct`.
         GeometryError: As these.
     """
-    if is_rtstruct(path):
-        from medseg.io.rtstruct_labels import read_rtstruct  # noqa: PLC0415
+    from medseg.io.dicom_seg_labels import read_seg_labels  # noqa: PLC0415
+    from medseg.io.rtstruct_labels import read_rtstruct  # noqa: PLC0415
 
-        frame = None
-        if isinstance(source, DicomSource):
-            frame = source.datasets[0].get("FrameOfReferenceUID")
-        labels, _ = read_rtstruct(
-            path,
-            scheme,
-            grid,
-            frame_of_reference=str(frame) if frame else None,
-            overlaps="smaller",
-            unknown="leave",
-        )
-        return labels
-    from medseg.io.dicom_seg_reading import read_seg  # noqa: PLC0415
-
-    return read_seg(path, scheme, grid)
+    frame = None
+    if isinstance(source, DicomSource):
+        frame = source.datasets[0].get("FrameOfReferenceUID")
+    read = read_rtstruct if is_rtstruct(path) else read_seg_labels
+    labels, _ = read(
+        path,
+        scheme,
+        grid,
+        frame_of_reference=str(frame) if frame else None,
+        overlaps="smaller",
+        unknown="leave",
+    )
+    return labels
 
 
 def read_label_scheme(path: Path) -> LabelScheme:
@@ -75,4 +73,6 @@ def read_label_scheme(path: Path) -> LabelScheme:
         from medseg.io.rtstruct_labels import read_roi_scheme  # noqa: PLC0415
 
         return read_roi_scheme(path)
+    from medseg.io.dicom_seg_labels import read_segment_scheme  # noqa: PLC0415
+
     return read_segment_scheme(path)

@@ -13,20 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.errors import FormatError, MedsegError
+from medseg.io.dicom_decoding import HOLDING_THE_LOCK, Decoders, Undecodable, decode_frames
 from medseg.io.dicom_geometry import number_or
 from medseg.io.dicom_headers import Header
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["read_pixels", "rescale_of", "rescaled"]
+__all__ = ["holds_the_lock", "read_pixels", "rescale_of", "rescaled"]
 
 _PLAIN_SYNTAXES = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _UNDEFINED = 0xFFFFFFFF
 
 
 def read_pixels(
-    header: Header, indices: Sequence[int], where: str, names: Sequence[str]
+    header: Header,
+    indices: Sequence[int],
+    where: str,
+    names: Sequence[str],
+    decoders: Decoders | None = None,
 ) -> list[npt.NDArray[Any]]:
     """Decode frames of one file and take their stored bits for what they are.
 
@@ -39,6 +44,7 @@ def read_pixels(
         indices: Frames wanted, from 0.
         where: The study, for messages.
         names: How messages name each frame.
+        decoders: Processes that decode what keeps threads waiting; None to decode it here.
 
     Returns:
         ``(rows, columns)`` integers for each frame.
@@ -51,7 +57,7 @@ def read_pixels(
     try:
         frames = _plain(header, indices, where)
         if frames is None:
-            frames = _decoded(header, indices, where, names)
+            frames = _decoded(header, indices, where, names, decoders)
         return [
             _settle_bits(frame, header.dataset, where, name)
             for frame, name in zip(frames, names, strict=True)
@@ -112,61 +118,41 @@ def _plain(header: Header, indices: Sequence[int], where: str) -> list[npt.NDArr
 
 
 def _decoded(
-    header: Header, indices: Sequence[int], where: str, names: Sequence[str]
+    header: Header,
+    indices: Sequence[int],
+    where: str,
+    names: Sequence[str],
+    decoders: Decoders | None,
 ) -> list[npt.NDArray[Any]]:
-    from pydicom import dcmread  # noqa: PLC0415 - loaded only where DICOM is read
-    from pydicom.pixels import pixel_array  # noqa: PLC0415
-
-    file = header.file.name
-    with header.file.opened(where) as stream:
-        try:
-            dataset = dcmread(stream, force=True)
-        except OSError:
-            raise
-        except Exception as error:  # the header was fine, so that it is the rest of the file
-            raise _pixels_error(
-                where, f"{file} cut off or damaged", "copy the series again from its source"
-            ) from error
-    if "PixelData" not in dataset:
-        raise _pixels_error(where, f"no pixel data in {file}", "copy the file again")
+    file = header.file
     shape = (int(header.dataset.get("Rows") or 0), int(header.dataset.get("Columns") or 0))
-    several = int(dataset.get("NumberOfFrames") or 1) > 1
-    frames = []
-    for index, name in zip(indices, names, strict=True):
-        try:
-            _name_transfer_syntax(dataset)
-            data = np.asarray(
-                pixel_array(dataset, index=index if several else None, correct_unused_bits=False)
-            )
-        except BaseException as error:  # decoders fail in many ways, all of them the file's content
-            # a panic of a decoder in Rust is no Exception
-            if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
-                raise
-            raise _pixels_error(
-                where,
-                f"pixel data of {name} that cannot be decoded (damaged or cut off)",
+    try:
+        if decoders is None or not holds_the_lock(header):
+            with file.opened(where) as stream:
+                return decode_frames(stream, shape, indices)
+        with file.opened(where) as stream:
+            content = file.path if file.archive is None else stream.read()
+            return decoders.decode(content, shape, indices)
+    except Undecodable as error:
+        found, remedy = {
+            "file": (f"{file.name} cut off or damaged", "copy the series again from its source"),
+            "missing": (f"no pixel data in {file.name}", "copy the file again"),
+            "pixels": (
+                f"pixel data of {names[error.position]} that cannot be decoded (damaged or cut "
+                "off)",
                 "copy the series again from its source",
-            ) from error
-        if data.shape != shape or data.dtype.kind not in "iu":
-            raise _pixels_error(
-                where, f"another layout of pixels in {name}", "convert it to one integer per pixel"
-            )
-        frames.append(data)
-    return frames
+            ),
+            "layout": (
+                f"another layout of pixels in {names[error.position]}",
+                "convert it to one integer per pixel",
+            ),
+        }[error.why]
+        raise _pixels_error(where, found, remedy) from error
 
 
-def _name_transfer_syntax(dataset: Dataset) -> None:
-    """Give a file without that entry the syntax its elements were read with."""
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        from pydicom.uid import (  # noqa: PLC0415 - pydicom is loaded by the reader already
-            ExplicitVRBigEndian,
-            ExplicitVRLittleEndian,
-            ImplicitVRLittleEndian,
-        )
-
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+def holds_the_lock(header: Header) -> bool:
+    """Whether the decoder of a file lets no other thread work meanwhile."""
+    return str(header.dataset.file_meta.get("TransferSyntaxUID") or "") in HOLDING_THE_LOCK
 
 
 def _settle_bits(

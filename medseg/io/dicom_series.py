@@ -19,23 +19,27 @@ import numpy.typing as npt
 
 from medseg.core import Grid, Volume
 from medseg.errors import GeometryError
+from medseg.io.dicom_decoding import Decoders, decoders_for
 from medseg.io.dicom_frames import Frame, flat_header
 from medseg.io.dicom_geometry import Lattice, lattice_of
 from medseg.io.dicom_headers import threads_for
 from medseg.io.dicom_identity import empty_identity, missing_references
-from medseg.io.dicom_pixels import read_pixels, rescale_of, rescaled
+from medseg.io.dicom_pixels import holds_the_lock, read_pixels, rescale_of, rescaled
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_study import RAS_FROM_LPS, Stack, Study, read_study
-from medseg.io.dicom_suv import suv_factor
+from medseg.io.dicom_suv import real_world_rescales, suv_factor
+from medseg.io.notes import Note
 from medseg.io.scan import DicomSource, Scan
 from medseg.io.series_choice import chosen_stack
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["RAS_FROM_LPS", "read_dicom_series", "read_stack"]
+__all__ = ["RAS_FROM_LPS", "check_stack", "read_dicom_series", "read_stack"]
 
 _FRAMES_PER_TASK = 4
+_MOST_HELD_BYTES = 1 << 30
+"""What the copies of one file may take that several processes read at once."""
 
 
 def read_dicom_series(
@@ -116,27 +120,13 @@ def read_stack(stack: Stack, study: Study, *, threads: int | None = None) -> Sca
         MedsegError: As :func:`read_dicom_series`; first of all the stack's own problem.
     """
     where = str(study.path)
-    if stack.problem is not None:
-        raise stack.problem
-    lattice = stack.lattice
-    if lattice is None:  # cannot be: without a problem there is a lattice
-        raise ValueError(stack)
     with quiet_dicom():
-        ordered = [stack.frames[index] for index in lattice.order]
-        headers = [flat_header(frame) for frame in ordered]
-        rescales = [
-            rescale_of(header, where, frame.name)
-            for header, frame in zip(headers, ordered, strict=True)
-        ]
+        headed = _headed(stack, study)
+        lattice, ordered, headers = headed.lattice, headed.frames, list(headed.headers)
         slices = _pixels_of(ordered, where, threads)
-        data_kji = rescaled(slices, rescales)
-        notes = [*_others_note(study), *lattice.notes, *_image_notes(headers)]
-        if stack.modality == "PT":
-            factor, note = suv_factor(headers, where)
-            notes.append(note)
-            data_kji = (data_kji * factor).astype(np.float32)
-        if stack.split.words:
-            notes.append(f"one of {stack.siblings} volumes of its series was read")
+        data_kji = rescaled(slices, headed.rescales)
+        if headed.suv is not None:
+            data_kji = (data_kji * headed.suv).astype(np.float32)
         numbers = tuple(frame.index + 1 for frame in ordered)
         made_up: frozenset[int] = frozenset()
         if lattice.has_gaps:
@@ -157,7 +147,62 @@ def read_stack(stack: Stack, study: Study, *, threads: int | None = None) -> Sca
         frame_numbers=numbers if several else None,
         made_up_k=made_up,
     )
-    return Scan(Volume(data_ijk[None], grid), source, tuple(notes))
+    return Scan(Volume(data_ijk[None], grid), source, headed.notes)
+
+
+def check_stack(stack: Stack, study: Study) -> tuple[str, ...]:
+    """Refuse a stack for whatever its headers say; pixels are not looked at.
+
+    Args:
+        stack: Of the study.
+        study: Where it was found.
+
+    Returns:
+        The notes that its scan will have.
+
+    Raises:
+        MedsegError: As :func:`read_stack`, except for pixels that are damaged.
+    """
+    with quiet_dicom():
+        return _headed(stack, study).notes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Headed:
+    """What the headers of a stack tell, its slices in the order of the K axis."""
+
+    lattice: Lattice
+    frames: tuple[Frame, ...]
+    headers: tuple[Dataset, ...]
+    rescales: tuple[tuple[float, float], ...]
+    suv: float | None
+    notes: tuple[str, ...]
+
+
+def _headed(stack: Stack, study: Study) -> _Headed:
+    where, lattice = str(study.path), stack.lattice
+    if stack.problem is not None:
+        raise stack.problem
+    if lattice is None:  # cannot be: without a problem there is a lattice
+        raise ValueError(stack)
+    ordered = tuple(stack.frames[index] for index in lattice.order)
+    headers = tuple(flat_header(frame) for frame in ordered)
+    rescales = tuple(
+        rescale_of(header, where, frame.name)
+        for header, frame in zip(headers, ordered, strict=True)
+    )
+    notes = [*_others_note(study), *lattice.notes, *_image_notes(headers)]
+    suv = None
+    if stack.modality == "PT":
+        rescales = real_world_rescales(headers, where) or rescales
+        suv, told = suv_factor(headers, where)
+        remedy = "nothing needs to be done if the model was trained on SUV"
+        notes.append(Note(told, code="pet-suv-units", remedy=remedy))
+    if stack.split.words:
+        told = f"one of {stack.siblings} volumes of its series was read"
+        remedy = "see with `medseg studies list` whether it is the one that was meant"
+        notes.append(Note(told, code="series-part", remedy=remedy))
+    return _Headed(lattice, ordered, headers, rescales, suv, tuple(notes))
 
 
 def _pixels_of(frames: Sequence[Frame], where: str, threads: int | None) -> list[npt.NDArray[Any]]:
@@ -167,33 +212,51 @@ def _pixels_of(frames: Sequence[Frame], where: str, threads: int | None) -> list
         by_file.setdefault(frame.header.file.place, []).append(number)
     found: list[npt.NDArray[Any]] = [np.empty(0)] * len(frames)
 
-    def read(numbers: Sequence[int]) -> None:
-        wanted = [frames[number] for number in numbers]
-        header = wanted[0].header
-        if wanted[0].tile is not None:
-            picture = read_pixels(header, [0], where, [header.file.name])[0]
-            for number, frame in zip(numbers, wanted, strict=True):
-                tile = frame.tile
-                if tile is not None:
-                    found[number] = picture[
-                        tile.row : tile.row + tile.rows, tile.column : tile.column + tile.columns
-                    ]
-            return
-        pixels = read_pixels(
-            header, [frame.index for frame in wanted], where, [frame.name for frame in wanted]
-        )
-        for number, one in zip(numbers, pixels, strict=True):
-            found[number] = one
+    held = [frame for frame in frames if holds_the_lock(frame.header) and frame.tile is None]
+    pixels = sum(frame.plane.rows * frame.plane.columns for frame in held if frame.plane)
+    with decoders_for(pixels, len(held), threads) as decoders:
 
-    tasks = list(by_file.values())
-    count = threads_for(max(1, len(tasks) // _FRAMES_PER_TASK), threads)
-    if count == 1:
-        for task in tasks:
-            read(task)
-    else:
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(read, tasks))
+        def read(numbers: Sequence[int]) -> None:
+            wanted = [frames[number] for number in numbers]
+            header = wanted[0].header
+            if wanted[0].tile is not None:
+                picture = read_pixels(header, [0], where, [header.file.name], decoders)[0]
+                for number, frame in zip(numbers, wanted, strict=True):
+                    tile = frame.tile
+                    if tile is not None:
+                        found[number] = picture[
+                            tile.row : tile.row + tile.rows,
+                            tile.column : tile.column + tile.columns,
+                        ]
+                return
+            indices, names = [f.index for f in wanted], [f.name for f in wanted]
+            pixels = read_pixels(header, indices, where, names, decoders)
+            for number, one in zip(numbers, pixels, strict=True):
+                found[number] = one
+
+        tasks = [part for numbers in by_file.values() for part in _parts(numbers, frames, decoders)]
+        count = threads_for(max(1, len(tasks) // _FRAMES_PER_TASK), threads)
+        if decoders is not None:
+            count = max(count, decoders.count)
+        if count == 1:
+            for task in tasks:
+                read(task)
+        else:
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(read, tasks))
     return found
+
+
+def _parts(
+    numbers: Sequence[int], frames: Sequence[Frame], decoders: Decoders | None
+) -> list[Sequence[int]]:
+    """Frames of one file for one process each, as far as memory may hold the file that often."""
+    first = frames[numbers[0]]
+    if decoders is None or first.tile is not None or not holds_the_lock(first.header):
+        return [numbers]
+    often = max(1, min(decoders.count, _MOST_HELD_BYTES // max(1, first.header.file.size)))
+    step = -(-len(numbers) // often)
+    return [numbers[start : start + step] for start in range(0, len(numbers), step)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,25 +309,47 @@ def _others_note(study: Study) -> tuple[str, ...]:
     if not study.others:
         return ()
     listed = ", ".join(f"{count} {kind}" for kind, count in study.others.items())
-    return (f"passed over DICOM objects that are not images: {listed}",)
+    return (
+        Note(
+            f"passed over DICOM objects that are not images: {listed}",
+            code="objects-passed-over",
+            remedy="nothing needs to be done",
+        ),
+    )
 
 
 def _image_notes(headers: Sequence[Dataset]) -> tuple[str, ...]:
     notes = []
     first = headers[0]
     if any("PixelPaddingValue" in header for header in headers):
-        notes.append("the series declares a padding value; padding voxels keep it")
+        padding = "the series declares a padding value; padding voxels keep it"
+        remedy = "nothing needs to be done"
+        notes.append(Note(padding, code="padding-declared", remedy=remedy))
     if first.get("Modality") == "CT" and any("RescaleSlope" not in item for item in headers):
-        notes.append("CT without rescale tags: stored values are taken as Hounsfield units")
+        notes.append(
+            Note(
+                "CT without rescale tags: stored values are taken as Hounsfield units",
+                code="rescale-missing",
+                remedy="check that air is near -1000 and water near 0, or export the series again",
+            )
+        )
     if str(first.get("PhotometricInterpretation")) == "MONOCHROME1":
-        notes.append("MONOCHROME1 concerns display only; values are as stored")
+        inverted = "MONOCHROME1 concerns display only; values are as stored"
+        remedy = "nothing needs to be done"
+        notes.append(Note(inverted, code="display-inverted", remedy=remedy))
     if str(first.get("LossyImageCompression")) == "01":
-        notes.append("the series was compressed with losses before")
+        lossy = "the series was compressed with losses before"
+        remedy = "use the original series if there is one"
+        notes.append(Note(lossy, code="compressed-lossy", remedy=remedy))
     missing = missing_references(headers)
     if missing:
-        notes.append(f"no DICOM SEG can refer to this series: it lacks {', '.join(missing)}")
+        lacking = f"no DICOM SEG can refer to this series: it lacks {', '.join(missing)}"
+        remedy = "export the series with these elements if a DICOM SEG is wanted"
+        notes.append(Note(lacking, code="dicom-references-missing", remedy=remedy))
         return tuple(notes)
     empty = empty_identity(first)
     if empty:
-        notes.append(f"a DICOM SEG will carry these empty, as here: {', '.join(empty)}")
+        told = f"a DICOM SEG will carry these empty, as here: {', '.join(empty)}"
+        remedy = "nothing needs to be done, unless an archive wants them"
+        notes.append(Note(told, code="identity-empty", remedy=remedy))
     return tuple(notes)

@@ -8,6 +8,8 @@ A fingerprint is the same for the same content and tells any change of it:
   one after the other;
 * a folder of a DICOM series: of the sorted SHA-256 sums of its files, so that neither their names
   nor their order matter. Hidden files and the clutter of operating systems do not count;
+* a DICOMDIR: of the files that it lists, as if they lay in a folder by themselves;
+* a zip: of its bytes;
 * several channels: of name and fingerprint of each, in order of name.
 
 What cannot be decompressed, or leads nowhere, is hashed as it lies: a broken file has a fingerprint
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from medseg.errors import MedsegError
 from medseg.io.checks import unreadable
+from medseg.io.dicom_files import is_dicomdir, list_study
 from medseg.io.itk_formats import itk_data_file
 from medseg.io.nifti import file_pair
 
@@ -39,10 +42,13 @@ def input_files(path: Path) -> list[Path]:
     """Every file that an image is made of, in order of name; none if there is nothing.
 
     Args:
-        path: An image file, or the folder of a DICOM series.
+        path: An image file, the folder of a DICOM series, or a DICOMDIR. Of one that is damaged or
+            lists files that are not there, all files below its folder are taken.
     """
     if path.is_dir():
         return sorted(_files_below(path))
+    if path.is_file() and is_dicomdir(path):
+        return _listed_files(path)
     name = path.name.lower()
     if name.endswith(_NIFTI_PAIR):
         return [one for one in dict.fromkeys(file_pair(path)) if one.is_file()]
@@ -51,9 +57,9 @@ def input_files(path: Path) -> list[Path]:
             data = itk_data_file(path)
         except (MedsegError, OSError, ValueError):
             data = path  # the reader tells what is wrong with it
-        if data is None:  # voxels in several files beside the header
-            return sorted(_files_below(path.parent))
-        return [one for one in dict.fromkeys((path, data)) if one.is_file()]
+        # None: voxels in several files beside the header
+        parts = (path, data) if data is not None else sorted(_files_below(path.parent))
+        return [one for one in dict.fromkeys(parts) if one.is_file()]
     return [path] if path.is_file() else []
 
 
@@ -92,6 +98,13 @@ def stamp(channels: Mapping[str, Path]) -> str:
     return whole.hexdigest()
 
 
+def _listed_files(directory: Path) -> list[Path]:
+    try:
+        return sorted(file.path for file in list_study(directory))
+    except MedsegError:  # the reader tells what is wrong with it
+        return sorted(_files_below(directory.parent))
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         if not path.name.startswith(".") and path.name.lower() not in _CLUTTER and path.is_file():
@@ -101,7 +114,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _of_image(path: Path) -> str:
     files = input_files(path)
     try:
-        if path.is_dir():
+        if path.is_dir() or is_dicomdir(path):
             sums = sorted(_sha256(one, unpack=False) for one in files)
             return hashlib.sha256("\n".join(["dicom", *sums]).encode()).hexdigest()
         if len(files) == 1:

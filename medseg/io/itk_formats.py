@@ -31,6 +31,7 @@ from medseg.io.checks import (
     truncated,
 )
 from medseg.io.labels import labels_from_voxels
+from medseg.io.notes import Note
 from medseg.io.scan import ItkSource, Scan
 from medseg.io.voxels import rescale_voxels
 
@@ -200,7 +201,9 @@ def _meta_data(path: Path) -> _DataFile:
     space = "left-posterior-superior"  # ITK's own; MetaImage has no field that says another
     notes: tuple[str, ...] = ()
     if not {"TransformMatrix", "Rotation", "Orientation"} & set(fields):
-        notes = ("the header states no directions: axes taken as L, P, S",)
+        stated = "the header states no directions: axes taken as L, P, S"
+        remedy = "check that left is left; write the directions if it is not"
+        notes = (Note(stated, code="orientation-unstated", remedy=remedy),)
     name = fields["ElementDataFile"]
     if name.upper() == "LOCAL":
         return _DataFile(path, found.end(), compressed, plain, space, notes)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from medseg.io.dicom_folders import RTSTRUCT_CLASS, is_dicom_file, referenced_series
 from medseg.io.dicom_quiet import quiet_dicom
+from medseg.io.dicom_seg_reading import LABELMAP_CLASS, SEG_CLASS, background_of
+from medseg.io.provenance import ALGORITHM_TYPES, AlgorithmType
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    from medseg.io.dicom_seg import AlgorithmType
-
 __all__ = ["LabelObject", "read_label_object"]
-
-_SEG_CLASSES = frozenset(
-    {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}  # binary, label map
-)
-_TYPES = ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +52,10 @@ def read_label_object(path: Path) -> LabelObject | None:
         with quiet_dicom():
             header = dcmread(path, stop_before_pixels=True, defer_size=1024)
             class_uid = str(header.get("SOPClassUID", ""))
-            if class_uid in _SEG_CLASSES:
-                return LabelObject(
-                    path, "SEG", *_common(header), *_of_segments(header.SegmentSequence)
-                )
+            if class_uid in (SEG_CLASS, LABELMAP_CLASS):
+                nothing = background_of(header)
+                segments = [one for one in header.SegmentSequence if one.SegmentNumber != nothing]
+                return LabelObject(path, "SEG", *_common(header), *_of_segments(segments))
             if class_uid == RTSTRUCT_CLASS:
                 rois = header.get("StructureSetROISequence") or []
                 return LabelObject(path, "RTSTRUCT", *_common(header), _of_rois(rois), None)
@@ -74,13 +69,13 @@ def _common(header: Dataset) -> tuple[tuple[str, ...], str]:
 
 
 def _of_segments(
-    segments: Any,  # noqa: ANN401 - a sequence of pydicom
+    segments: Sequence[Dataset],
 ) -> tuple[dict[str, AlgorithmType], tuple[str, str] | None]:
     types: dict[str, AlgorithmType] = {}
     algorithms: set[tuple[str, str]] = set()
     for segment in segments:
         kind = str(segment.get("SegmentAlgorithmType") or "")
-        if kind in _TYPES:
+        if kind in ALGORITHM_TYPES:
             name = str(segment.get("SegmentLabel") or "").strip()
             types[name] = cast("AlgorithmType", kind)
         named = str(segment.get("SegmentAlgorithmName") or "").strip()
@@ -95,6 +90,6 @@ def _of_rois(rois: Any) -> dict[str, AlgorithmType]:  # noqa: ANN401 - a sequenc
     found: dict[str, AlgorithmType] = {}
     for roi in rois:
         kind = str(roi.get("ROIGenerationAlgorithm") or "")
-        if kind in _TYPES:
+        if kind in ALGORITHM_TYPES:
             found[str(roi.get("ROIName") or "").strip()] = cast("AlgorithmType", kind)
     return found

@@ -61,6 +61,7 @@ VERIFY_MM = 0.01
 _HEADER_BYTES = 540
 _MOST_DEFLATED = 1040  # deflate cannot shrink by more than this factor
 _CHUNK_BYTES = 1 << 24
+_MOST_BEHIND_BYTES = 64 << 20
 _LEAST_SLOPE = 1e-30  # well inside the normal range of 32-bit floats
 
 
@@ -469,6 +470,10 @@ def _read_voxels(
         if not count:
             raise truncated(path, expected, f"{filled} bytes")
         filled += count
-    while stream.read(_CHUNK_BYTES):  # on to the end, where gzip compares its checksum
-        pass
+    # on to the end, where gzip compares its checksum
+    left = header.voxel_bytes - (skipped + 1) * wanted + _MOST_BEHIND_BYTES
+    while chunk := stream.read(_CHUNK_BYTES):
+        left -= len(chunk)
+        if left < 0:
+            raise damaged(path, "the end of the file behind the voxels", "far more than voxels")
     return buffer.view(header.dtype).reshape(shape, order="F")

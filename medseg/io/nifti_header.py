@@ -10,6 +10,7 @@ Convention:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from medseg.core import Grid
 from medseg.core.grid import FloatArray
 from medseg.errors import FormatError, GeometryError
 from medseg.io.checks import checked_grid, not_an_image, truncated
+from medseg.io.notes import Note
 from medseg.io.scan import NiftiSource, Source
 
 __all__ = [
@@ -91,6 +93,11 @@ class NiftiHeader:
         """The first three extents, 1 where the file has fewer."""
         i, j, k, *_ = (*self.dimensions, 1, 1, 1)
         return i, j, k
+
+    @property
+    def voxel_bytes(self) -> int:
+        """All voxels that it tells of, of all volumes."""
+        return math.prod(self.dimensions) * self.dtype.itemsize
 
 
 def parse_header(path: Path, block: bytes) -> NiftiHeader:
@@ -173,9 +180,11 @@ def header_grid(
         if sizes_mm is not None:
             sized = sform @ np.diag([*sizes_mm, 1.0])
             grid, notes = checked_grid(str(path), header.shape_ijk, sized)
-            lost = (
+            lost = Note(
                 f"voxel size from pixdim ({_millimetres(sizes_mm)}), because the sform has lost "
-                "it: it says 1 mm on every axis, and no qform is set"
+                "it: it says 1 mm on every axis, and no qform is set",
+                code="pixdim-used",
+                remedy="check the voxel size; writing the header anew with it ends the doubt",
             )
             return grid, (stated, lost, *notes)
         grid, notes = checked_grid(str(path), header.shape_ijk, sform, sheared=sheared)
@@ -193,7 +202,11 @@ def header_grid(
         grid, notes = checked_grid(str(path), header.shape_ijk, qform)
         return grid, (f"geometry from the qform (code {int(header.fields['qform_code'])})", *notes)
     grid, notes = checked_grid(str(path), header.shape_ijk, header.fields.get_base_affine())
-    stated = "neither sform nor qform is set: axes taken as L, A, S from the centre of the image"
+    stated = Note(
+        "neither sform nor qform is set: axes taken as L, A, S from the centre of the image",
+        code="orientation-unstated",
+        remedy="check that left is left; set an sform if it is not",
+    )
     return grid, (stated, *notes)
 
 
@@ -354,9 +367,13 @@ def _pixdim_notes(grid: Grid, header: NiftiHeader) -> tuple[str, ...]:
     if min(sizes_mm) == 0 or not _sizes_differ(sizes_mm, grid.spacing_mm):
         return ()
     return (
-        f"the voxel size in pixdim ({_millimetres(sizes_mm)}) is not that of the sform "
-        f"({_millimetres(grid.spacing_mm)}), which was taken: spacing and volumes are wrong if the "
-        "sform is",
+        Note(
+            f"the voxel size in pixdim ({_millimetres(sizes_mm)}) is not that of the sform "
+            f"({_millimetres(grid.spacing_mm)}), which was taken: spacing and volumes are wrong if "
+            "the sform is",
+            code="pixdim-differs",
+            remedy="find out which is right, and write both alike",
+        ),
     )
 
 
@@ -375,16 +392,20 @@ def _millimetres(sizes_mm: Sequence[float]) -> str:
 
 def _qform_notes(grid: Grid, qform: FloatArray | None, problem: str) -> tuple[str, ...]:
     if problem:
-        return (f"the unused qform is invalid: {problem}",)
-    if qform is None:
+        told = f"the unused qform is invalid: {problem}"
+    elif qform is None:
         return ()
-    try:
-        apart_mm = grid.distance_mm(Grid(grid.shape_ijk, qform))
-    except GeometryError:
-        return ("the unused qform is invalid: its affine cannot be inverted",)
-    if apart_mm <= _FORMS_DIFFER_MM:
-        return ()
-    return (f"the unused qform differs by up to {apart_mm:.2f} mm",)
+    else:
+        try:
+            apart_mm = grid.distance_mm(Grid(grid.shape_ijk, qform))
+        except GeometryError:
+            told = "the unused qform is invalid: its affine cannot be inverted"
+        else:
+            if apart_mm <= _FORMS_DIFFER_MM:
+                return ()
+            told = f"the unused qform differs by up to {apart_mm:.2f} mm"
+    remedy = "nothing needs to be done here; programs that take the qform show another place"
+    return (Note(told, code="qform-differs", remedy=remedy),)
 
 
 def _place(fields: Any, grid: Grid) -> None:  # noqa: ANN401 - nibabel is untyped

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from medseg import NOTICE, __version__
 from medseg.atomic import atomic_path
 from medseg.core import Grid, LabelScheme
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError, ShapeError, one_of
+from medseg.io.bids_names import bids_names
 from medseg.io.checks import check_file, checked_grid, damaged, truncated, unreadable
 from medseg.io.nifti import write_nifti_scaled
 from medseg.io.scan import Source
@@ -633,7 +633,7 @@ def probabilities_to_nifti(
     file = read_probabilities(path)
     stem = path.name.removesuffix(_SUFFIX).removesuffix("_probseg")
     targets = [
-        out_folder / f"{stem}_label-{name}_probseg.nii.gz" for name in _bids_names(file.names)
+        out_folder / f"{stem}_label-{name}_probseg.nii.gz" for name in bids_names(file.names)
     ]
     for target in targets:
         if target.exists():
@@ -752,7 +752,9 @@ def _described(path: Path, file: Any) -> ProbabilityFile:  # noqa: ANN401 - h5py
     )
     if len(classes) != dataset.shape[0]:
         raise _not_ours(path, f"{len(classes)} names for {dataset.shape[0]} classes")
-    grid, _ = checked_grid(str(path), tuple(dataset.shape[1:]), attributes["affine_ras"])
+    grid, _ = checked_grid(
+        str(path), tuple(dataset.shape[1:]), attributes["affine_ras"], sheared=True
+    )
     return ProbabilityFile(
         path=path,
         grid=grid,
@@ -768,18 +770,3 @@ def _described(path: Path, file: Any) -> ProbabilityFile:  # noqa: ANN401 - h5py
 
 def _read_text(stored: bytes) -> str:
     return bytes(stored).decode("utf-8")
-
-
-def _bids_names(names: Sequence[str]) -> list[str]:
-    """Names of letters and digits, each once also where case does not count."""
-    taken: set[str] = set()
-    result = []
-    for number, name in enumerate(names):
-        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-        words = "".join(one if one.isalnum() else " " for one in plain).split()
-        label = "".join(word[0].upper() + word[1:] for word in words) or f"Class{number}"
-        while label.casefold() in taken:
-            label = f"{label}x{number}"
-        taken.add(label.casefold())
-        result.append(label)
-    return result

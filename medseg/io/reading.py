@@ -14,6 +14,7 @@ from medseg.errors import ConfigError, FormatError, GeometryError
 from medseg.io.checks import check_file, check_finite
 from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import check_is_image
+from medseg.io.notes import of_channel
 from medseg.io.scan import Scan
 
 __all__ = ["IMAGE_SUFFIXES", "read_channels", "read_image", "read_labels"]
@@ -119,7 +120,7 @@ def read_channels(paths: Mapping[str, Path]) -> Scan:
     data = np.empty((len(scans), *first.volume.grid.shape_ijk), dtype=dtype)
     for index, scan in enumerate(scans.values()):
         data[index] = scan.volume.data_cijk[0]
-    notes = tuple(f"{name}: {note}" for name, scan in scans.items() for note in scan.notes)
+    notes = tuple(of_channel(name, note) for name, scan in scans.items() for note in scan.notes)
     return Scan(Volume(data, first.volume.grid, tuple(scans)), first.source, notes)
 
 

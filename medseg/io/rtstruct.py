@@ -26,13 +26,19 @@ from medseg.io.derived_uids import derived_uid
 from medseg.io.dicom_folders import RTSTRUCT_CLASS
 from medseg.io.dicom_identity import source_headers
 from medseg.io.dicom_quiet import quiet_dicom
-from medseg.io.dicom_seg import Algorithm, AlgorithmType, series_number
-from medseg.io.dicom_seg_reading import segment_label
+from medseg.io.provenance import (
+    Algorithm,
+    AlgorithmType,
+    made_by,
+    series_number,
+    types_in_words,
+    types_of_segments,
+)
 from medseg.io.rtstruct_labels import read_rtstruct
 from medseg.io.rtstruct_reading import read_structure_set
 from medseg.io.rtstruct_voxels import roi_box
 from medseg.io.scan import DicomSource
-from medseg.io.segment_types import made_by, types_in_words, types_of_segments
+from medseg.io.segment_names import segment_label
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -93,16 +99,13 @@ def write_rtstruct(
     the planes of the source slices, half-way between the centres of the structure's voxels and
     others; a hole is joined to its outer contour by a channel without width (keyhole).
 
-    Patient and study are those of the source; what it lacks stays empty. Series and instance UID
-    are made from source, labels and algorithm: the same result has the same ones whenever it is
-    made, and its dates and times alone differ.
+    Patient, study and identifiers are as :mod:`medseg.io.provenance` says.
 
     Args:
         labels: On the grid of the source.
         path: The file to be made; its folder must exist.
         source: The series that was segmented.
-        algorithm: What segmented it; None for labels made by hand, or edited after a beginning that
-            is not recorded.
+        algorithm: What segmented it, as for :func:`~medseg.io.provenance.types_of_segments`.
         algorithm_type: How much of it a program did; the ROI Generation Algorithm. One for all, or
             label value to type for those that are present.
         label: Structure Set Label, at most 16 characters.
@@ -120,9 +123,9 @@ def write_rtstruct(
         ResourceError: If the file cannot be written.
     """
     present = [value for value in present_values(labels.data_ijk) if value]
-    if not isinstance(algorithm_type, str) and not present:
-        algorithm_type = "MANUAL" if algorithm is None else "SEMIAUTOMATIC"
-    made = types_of_segments(present or labels.scheme.values, algorithm, algorithm_type)
+    made = types_of_segments(
+        present or labels.scheme.values, algorithm, algorithm_type, found=bool(present)
+    )
     types = _checked_types(labels, interpreted_types or {})
     if not 1 <= len(label.strip()) <= 16 or "\\" in label:
         raise ConfigError(
@@ -288,7 +291,7 @@ def _header(
         json.dumps([labels.scheme.to_dict(), types, label], sort_keys=True),
         hashlib.sha256(labels.data_ijk.tobytes(order="F")).hexdigest(),
         made,
-        types_in_words(next(iter(how.values())) if len(set(how.values())) == 1 else how),
+        types_in_words(how),
         __version__,
     ]
     dataset = deepcopy(headers[0])

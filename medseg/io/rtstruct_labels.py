@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from medseg.core import Grid, Label, LabelMap, LabelScheme
 from medseg.errors import FormatError, GeometryError, one_of
 from medseg.io.contours import BoolArray
-from medseg.io.dicom_seg_reading import segment_label
 from medseg.io.rtstruct_reading import Roi, StructureSet, read_structure_set
 from medseg.io.rtstruct_voxels import roi_box
+from medseg.io.segment_names import (
+    Overlaps,
+    Unknown,
+    likely_meant,
+    plain_name,
+    segment_label,
+)
 
-__all__ = ["Overlaps", "Unknown", "plain_name", "read_roi_scheme", "read_rtstruct"]
+__all__ = ["read_roi_scheme", "read_rtstruct"]
 
-Overlaps = Literal["refuse", "smaller", "order"]
-"""Voxels of several ROIs: refused; of the ROI with fewer voxels; of the label with the higher
-value."""
-
-Unknown = Literal["refuse", "leave"]
-"""ROIs that the scheme does not list: refused; or left out, unless it is likely that one is meant
-by a label that the file lacks."""
-
-_NEAR_NAME = 0.85
 _LISTED = 6
 
 
@@ -169,11 +163,6 @@ def _painted(
     return LabelMap(data, grid, scheme)
 
 
-def plain_name(name: str) -> str:
-    """A name without what does not count when ROIs are matched: capitals, spaces, underscores."""
-    return "".join(name.replace("_", " ").casefold().split())
-
-
 def _twice(where: str, first: str, second: str) -> FormatError:
     return FormatError(
         where,
@@ -205,7 +194,7 @@ def _matched(
             chosen[label.value] = roi
     lacking = [label.name for label in scheme.labels if label.value not in chosen]
     for roi in strangers:
-        if unknown == "refuse" or any(_likely_meant(roi.name, name) for name in lacking):
+        if unknown == "refuse" or any(likely_meant(roi.name, name) for name in lacking):
             raise _unknown(roi.name, [label.name for label in scheme.labels], where)
     if strangers and not chosen:
         raise _unknown(strangers[0].name, [label.name for label in scheme.labels], where)
@@ -214,18 +203,6 @@ def _matched(
         more = f" and {len(strangers) - _LISTED} more" if len(strangers) > _LISTED else ""
         notes.append(f"ROIs that the labels do not list are left out: {listed}{more}")
     return chosen, notes
-
-
-def _likely_meant(name: str, label: str) -> bool:
-    """Whether two names are almost the same, and differ neither in their side nor in a number."""
-    first, second = plain_name(name), plain_name(label)
-    if re.findall(r"\d+", first) != re.findall(r"\d+", second):
-        return False
-    for end in (slice(-1, None), slice(1)):
-        rest = slice(-1) if end.start else slice(1, None)
-        if {first[end], second[end]} == {"l", "r"} and first[rest] == second[rest]:
-            return False
-    return difflib.SequenceMatcher(None, first, second).ratio() >= _NEAR_NAME
 
 
 def _unknown(name: str, labels: Sequence[str], where: str) -> FormatError:

@@ -19,8 +19,9 @@ import numpy as np
 from medseg.core import Code
 from medseg.core.grid import FloatArray
 from medseg.errors import FormatError
-from medseg.io.dicom_folders import RTSTRUCT_CLASS, code_of, referenced_series
+from medseg.io.dicom_folders import RTSTRUCT_CLASS, referenced_series
 from medseg.io.dicom_quiet import quiet_dicom
+from medseg.io.segment_names import code_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -89,6 +89,7 @@ def evaluation_page_html(
     summary: Sequence[Mapping[str, object]],
     worst: Sequence[WorstCase],
     cases: Sequence[Mapping[str, object]],
+    undrawn: Sequence[str] = (),
 ) -> str:
     """The page as self-contained HTML; every text is escaped, nothing is loaded.
 
@@ -99,6 +100,8 @@ def evaluation_page_html(
         summary: Rows of the first table; keys are its columns.
         worst: Pictures in their order; together they take 6 MiB at most.
         cases: Rows of the last table.
+        undrawn: Cases of which there is nothing to draw, a sentence each; they stand before the
+            pictures, being worse.
 
     Returns:
         The text of the file, to be written as UTF-8.
@@ -116,7 +119,7 @@ def evaluation_page_html(
             f"<ul>{listed}</ul>" if listed else "",
             "<h2>Means over cases</h2>",
             _table(summary),
-            _pictures(worst, budget),
+            _pictures(worst, undrawn, budget),
             "<h2>Every case</h2><p class=quiet>Click a heading to sort.</p>",
             _table(cases),
             f"<h2>Rules</h2><div class=wide><table><tbody>{rules}</tbody></table></div>",
@@ -126,9 +129,13 @@ def evaluation_page_html(
     )
 
 
-def _pictures(worst: Sequence[WorstCase], budget: PictureBudget) -> str:
-    if not worst:
+def _pictures(worst: Sequence[WorstCase], undrawn: Sequence[str], budget: PictureBudget) -> str:
+    if not (worst or undrawn):
         return ""
+    listed = "".join(f"<li>{escaped(sentence)}</li>" for sentence in undrawn)
+    heading = "<h2>Worst cases</h2>" + (f"<ul>{listed}</ul>" if listed else "")
+    if not worst:
+        return heading
     legend = ", ".join(
         f'<span class=chip style="background:#{bytes(label.rgb).hex()}"></span>{label.name}'
         for label in _COLOURS.labels
@@ -143,7 +150,7 @@ def _pictures(worst: Sequence[WorstCase], budget: PictureBudget) -> str:
             "</figure>"
         )
     return (
-        "<h2>Worst cases</h2><p class=quiet>Axial, coronal and sagittal plane with the largest "
+        f"{heading}<p class=quiet>Axial, coronal and sagittal plane with the largest "
         f"difference from the reference. {legend}.</p><div class=cards>{''.join(figures)}</div>"
     )
 

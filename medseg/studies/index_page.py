@@ -19,8 +19,8 @@ shown[b.value]=b.checked});document.querySelectorAll("tbody tr[data-state]").for
 function(row){row.hidden=!shown[row.dataset.state]})})});
 """
 _STYLE = (
-    "<style>body{max-width:none}td img{display:block}.filter label{margin-right:1rem}"
-    "td.state{font-weight:600}</style>"
+    "<style>body{max-width:none}td img{display:block;max-width:none}"
+    ".filter label{margin-right:1rem}td.state{font-weight:600}</style>"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,17 @@ from medseg.errors import ConfigError
 from medseg.io.checks import check_finite
 from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import check_is_image
+from medseg.io.notes import Note, of_channel
 from medseg.io.reading import read_image
 from medseg.io.scan import DicomSource, Scan
 from medseg.io.series_choice import SeriesRule, known_rules
 from medseg.models.card import Channel, ModelCard
 
+if TYPE_CHECKING:
+    from medseg.io.dicom_study import Stack, Study
+
 __all__ = [
+    "choose_stacks",
     "joined_channels",
     "modality_notes",
     "read_case_image",
@@ -37,6 +42,7 @@ def read_case_image(
     series: Mapping[str, str] | None = None,
     allow_gaps: bool = False,
     threads: int | None = None,
+    study: Study | None = None,
 ) -> Scan:
     """Read what a model is to see of one case that was given as one path.
 
@@ -53,6 +59,7 @@ def read_case_image(
             :func:`~medseg.io.series_choice.chosen_stack`; an empty name is the only channel.
         allow_gaps: Resample slices that are not evenly apart instead of refusing them.
         threads: Files that are read at a time; None for as many as are useful.
+        study: What lies at ``path``, if it was looked at before, with the same ``allow_gaps``.
 
     Returns:
         The channels in the model's order and, as source, the series of the first one, whose grid
@@ -65,7 +72,6 @@ def read_case_image(
         GeometryError: ``channels-frames-differ``, and as there.
         MedsegError: As :func:`~medseg.io.reading.read_image`.
     """
-    channels = card.inputs.channels
     if not path.is_dir() and not is_study_file(path):
         if series:
             raise ConfigError(
@@ -78,24 +84,45 @@ def read_case_image(
         return read_image(path)
     from medseg.io.dicom_series import read_stack  # noqa: PLC0415 - pulls in pydicom
     from medseg.io.dicom_study import read_study  # noqa: PLC0415
-    from medseg.io.series_choice import match_series  # noqa: PLC0415
 
-    study = read_study(path, allow_gaps=allow_gaps, threads=threads)
+    if study is None:
+        study = read_study(path, allow_gaps=allow_gaps, threads=threads)
+    stacks = choose_stacks(study, card, series=series)
+    scans = {name: read_stack(stack, study, threads=threads) for name, stack in stacks.items()}
+    for scan in scans.values():
+        check_finite(scan.volume.data_cijk, str(path))
+        check_is_image(scan.volume, str(path))
+    return joined_channels(scans)
+
+
+def choose_stacks(
+    study: Study, card: ModelCard, *, series: Mapping[str, str] | None = None
+) -> dict[str, Stack]:
+    """The volume of a study that each channel of a model is given, from headers alone.
+
+    Args:
+        study: What there is.
+        card: What the model expects.
+        series: As for :func:`read_case_image`.
+
+    Raises:
+        MedsegError: As :func:`read_case_image`; first of all for a file that cannot be read, and
+            then the problem of a stack that was chosen.
+    """
+    from medseg.io.series_choice import match_series  # noqa: PLC0415 - pulls in pydicom
+
+    channels = card.inputs.channels
     if study.unreadable:
         raise study.unreadable[0]
     wanted = dict(series or {})
     if "" in wanted and len(channels) == 1:
         wanted = {channels[0].name: wanted[""], **{k: v for k, v in wanted.items() if k}}
     lone = len(channels) == 1 and channels[0].series is None and len(study.stacks) == 1
-    if lone and not wanted:
-        stacks = {channels[0].name: study.stacks[0]}
-    else:
-        stacks = match_series(study, series_rules(channels), wanted=wanted)
-    scans = {name: read_stack(stack, study, threads=threads) for name, stack in stacks.items()}
-    for scan in scans.values():
-        check_finite(scan.volume.data_cijk, str(path))
-        check_is_image(scan.volume, str(path))
-    return joined_channels(scans)
+    if not lone or wanted:
+        return match_series(study, series_rules(channels), wanted=wanted)
+    if study.stacks[0].problem is not None:
+        raise study.stacks[0].problem
+    return {channels[0].name: study.stacks[0]}
 
 
 def series_choices(options: Sequence[str], channels: Sequence[Channel]) -> dict[str, str]:
@@ -156,8 +183,12 @@ def modality_notes(scan: Scan, card: ModelCard) -> tuple[str, ...]:
     if series in model:
         return ()
     return (
-        f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
-        "the result cannot be trusted",
+        Note(
+            f"the series is {series}, the model was trained on {', '.join(sorted(model))}: "
+            "the result cannot be trusted",
+            code="modality-differs",
+            remedy="use a model for this modality",
+        ),
     )
 
 
@@ -175,11 +206,13 @@ def joined_channels(scans: Mapping[str, Scan]) -> Scan:
     notes: list[str] = []
     parts: list[npt.NDArray[Any]] = []
     for name, scan in scans.items():
-        notes += [f"{name}: {note}" for note in scan.notes]
+        notes += [of_channel(name, note) for note in scan.notes]
         part = scan.volume
         if part.grid.shape_ijk != grid.shape_ijk or part.grid.distance_mm(grid) > _SAME_GRID_MM:
             parts.append(_resampled(part, grid))
-            notes.append(f"{name}: interpolated onto the grid of {next(iter(scans))}")
+            told = f"{name}: interpolated onto the grid of {next(iter(scans))}"
+            remedy = "nothing needs to be done"
+            notes.append(Note(told, code="channel-resampled", remedy=remedy))
         else:
             parts.append(part.data_cijk[0])
     dtype = np.result_type(*(part.dtype for part in parts))

@@ -223,10 +223,15 @@ class Ledger:
         with self._writing() as db:
             db.execute("UPDATE workers SET beat = beat + 1 WHERE token = ?", (token,))
 
-    def dismiss(self, token: str) -> None:
-        """Strike off a process that ends; what it still holds goes back as it was."""
+    def dismiss(self, token: str, *, died: bool = False) -> None:
+        """Strike off a process that ends; what it still holds goes back as it was.
+
+        Args:
+            token: The process.
+            died: Whether it is known to have died: cases that it worked on count one death more.
+        """
         with self._writing() as db:
-            _give_back(db, token, died=False)
+            _give_back(db, token, died=died)
 
     def workers(self) -> list[tuple[str, Self, int]]:
         """Token, process and counter of all that are noted."""
@@ -348,20 +353,48 @@ class Ledger:
             if not changed.rowcount:
                 return False
             db.execute("UPDATE facts SET value = value + 1 WHERE name = 'turn'")
-            for table in ("volumes", "thumbnails"):
-                db.execute(f'DELETE FROM {table} WHERE "case" = ?', (number,))
-            if ending.state != "failed":  # else an earlier result may still be there
-                db.execute('DELETE FROM outputs WHERE "case" = ?', (number,))
-            db.executemany(
-                "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)",
-                [(number, one.kind, one.name, one.bytes, one.sha256) for one in ending.outputs],
+            _keep_results(db, number, ending)
+        return True
+
+    def adopt(
+        self,
+        number: int,
+        token: str,
+        name: str,
+        settings: str,
+        ending: Ending,
+        channels: Mapping[str, str],
+    ) -> bool:
+        """Take over results that are there already and were proven: the case is let go as done.
+
+        Args:
+            number: The case.
+            token: The process that holds it.
+            name: Stem of the results, which becomes the name of the case.
+            settings: Hash of the settings that they were made with.
+            ending: What is known of them.
+            channels: Where the images are.
+
+        Returns:
+            Whether it was done: False if another case has that name, or another process this case.
+        """
+        with self._writing() as db:
+            taken = "SELECT 1 FROM cases WHERE name = ? AND number <> ?"
+            if db.execute(taken, (name, number)).fetchone():
+                return False
+            changed = db.execute(
+                "UPDATE cases SET name = ?, state = ?, code = NULL, message = NULL, seconds = ?, "
+                "ended = ?, stamp = ?, fingerprint = ?, settings = ?, details = ?, channels = ?, "
+                "deaths = 0, worker = NULL WHERE number = ? AND worker = ?",
+                (
+                    *(name, ending.state, ending.seconds, time.time(), ending.stamp),
+                    *(ending.fingerprint, settings, json.dumps(dict(ending.details))),
+                    *(json.dumps(dict(channels)), number, token),
+                ),
             )
-            db.executemany(
-                "INSERT INTO volumes VALUES (?, ?, ?, ?)",
-                [(number, at, *pair) for at, pair in enumerate(ending.volumes_ml.items())],
-            )
-            if ending.thumbnail is not None:
-                db.execute("INSERT INTO thumbnails VALUES (?, ?)", (number, ending.thumbnail))
+            if not changed.rowcount:
+                return False
+            _keep_results(db, number, ending)
         return True
 
     def release(self, number: int, token: str) -> None:
@@ -432,6 +465,23 @@ def _give_back(db: sqlite3.Connection, token: str, *, died: bool) -> None:
         (died, token),
     )
     db.execute("DELETE FROM workers WHERE token = ?", (token,))
+
+
+def _keep_results(db: sqlite3.Connection, number: int, ending: Ending) -> None:
+    for table in ("volumes", "thumbnails"):
+        db.execute(f'DELETE FROM {table} WHERE "case" = ?', (number,))
+    if ending.state != "failed":  # else an earlier result may still be there
+        db.execute('DELETE FROM outputs WHERE "case" = ?', (number,))
+    db.executemany(
+        "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)",
+        [(number, one.kind, one.name, one.bytes, one.sha256) for one in ending.outputs],
+    )
+    db.executemany(
+        "INSERT INTO volumes VALUES (?, ?, ?, ?)",
+        [(number, at, *pair) for at, pair in enumerate(ending.volumes_ml.items())],
+    )
+    if ending.thumbnail is not None:
+        db.execute("INSERT INTO thumbnails VALUES (?, ?)", (number, ending.thumbnail))
 
 
 def _row(values: Sequence[Any]) -> CaseRow:

@@ -111,6 +111,7 @@ def connect(
         if create:
             check_locks(path.parent)
         if not path.exists():
+            _put_away_log(path)
             _make(path, secrets.token_bytes(32) if salt is None else salt)
         connection = sqlite3.connect(
             _address(path, read_only),
@@ -296,12 +297,18 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> None:
         raise _damaged(path)
 
 
+_MOVE_IT = (
+    "it was left as it is: move it away and run the same command again, which takes over the "
+    "results whose reports prove them"
+)
+
+
 def _foreign(path: Path, found: str) -> FormatError:
     return FormatError(
         str(path),
         expected="a ledger that medseg wrote",
         found=found,
-        remedy="move it away or choose another output folder; it was left as it is",
+        remedy=f"{_MOVE_IT}, or choose another output folder",
         code="ledger-foreign",
     )
 
@@ -311,9 +318,18 @@ def _damaged(path: Path) -> FormatError:
         str(path),
         expected="a whole ledger",
         found="a damaged one",
-        remedy="move it away and run into another output folder; it was left as it is",
+        remedy=_MOVE_IT,
         code="ledger-damaged",
     )
+
+
+def _put_away_log(path: Path) -> None:
+    """Keep the log of a ledger that is gone from being folded into a new one of its name."""
+    for ending in ("-wal", "-journal", "-shm"):
+        log = path.with_name(f"{path.name}{ending}")
+        # asked in this order: the log of a ledger that is just being made is never seen without it
+        if log.exists() and not path.exists():
+            log.replace(path.with_name(f"lost-{secrets.token_hex(4)}-{log.name}"))
 
 
 def _make(path: Path, salt: bytes) -> None:

@@ -403,6 +403,7 @@ class TrainingRun:
             found=f"{self.stepper.skipped} steps of {engine.state.iteration} with one that is not, "
             f"{self.stepper.skipped_in_a_row} of them in a row",
             remedy="lower training.learning_rate, set training.gradient_clip or use precision "
-            "fp32; the last good state is in the run's checkpoints",
+            "fp32, and begin anew with --overwrite or another --out: --resume would meet the same; "
+            "the last good state is in the run's checkpoints",
             code="loss-not-finite",
         )

@@ -216,13 +216,14 @@ def _shorter(window: Triple, geometry: Geometry, depth: Depth, sizes: Sizes) -> 
 def _legal(window: Triple, geometry: Geometry, depth: Depth, sizes: Sizes) -> Triple:
     """The nearest window that a network of the depth which it asks for takes.
 
-    Rounded up to hold the whole of a middle case, but not above twice the smallest case.
+    Rounded up to hold the whole of a middle case, but not above one and a half times the smallest:
+    prediction refuses images below half of the window, and cases to come may be smaller still.
     """
     for _ in range(8):
         multiple = depth(window, geometry, sizes)
         rounded = [
             up
-            if (up := -(-extent // step) * step) <= max(2 * least, step)
+            if 2 * (up := -(-extent // step) * step) <= max(3 * least, 2 * step)
             else extent // step * step
             for extent, step, least in zip(window, multiple, geometry.least_ijk, strict=True)
         ]

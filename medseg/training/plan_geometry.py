@@ -49,13 +49,13 @@ class Geometry:
 
     @property
     def most_ijk(self) -> Triple:
-        """Largest window: the median case, and twice the smallest one.
+        """Largest window: the median case, but at most one and a half times the smallest one.
 
         An image below half of the window is refused, see
-        :func:`~medseg.data.preparation.check_extent`.
+        :func:`~medseg.data.preparation.check_extent`, and cases to come may be smaller.
         """
         i, j, k = (
-            min(median, 2 * least)
+            min(median, 3 * least // 2)
             for median, least in zip(self.median_ijk, self.least_ijk, strict=True)
         )
         return i, j, k

@@ -214,7 +214,7 @@ class Planner:
             "overlap": 0.5,
             "interpolation": "linear",
             "thick_slices": "interpolate" if self.geometry.thick_axis is None else "nearest",
-            "mirror_axes": ["ijk"[axis] for axis in self._flips()[0]],
+            "mirror_axes": ["ijk"[axis] for axis in self._flips()[0]] if self._is_long else [],
         }
 
     def _estimate(self, position: int) -> int:
@@ -326,10 +326,10 @@ class Planner:
         cases = len(self.fingerprint.cases)
         steps = _STEPS[self.place, NETWORKS[self.network].rank]
         axes, _ = self._flips()
-        augmentation = PRESETS["nnunet"].replaced(
+        augmentation = PRESETS["nnunet" if self._is_long else "light"].replaced(
             dummy_2d="always" if self._flatness(candidate) else "never",
             flip_axes=axes,
-            flip_probability=0.5 if axes else 0.0,
+            flip_probability=0.5 if axes and self._is_long else 0.0,
         )
         # an epoch takes each case once; where there are fewer cases than patches, several of each
         samples = -(-candidate.batch // cases)
@@ -352,6 +352,11 @@ class Planner:
             "validate_every": max(1, round(steps / max(1, cases // batch) / _VALIDATIONS)),
             "augmentation": augmentation.model_dump(mode="json"),
         }
+
+    @property
+    def _is_long(self) -> bool:
+        """Whether training is long enough to learn every case mirrored and turned all ways."""
+        return self.place == "cuda"
 
     def _flatness(self, candidate: Candidate) -> str:
         """Why patches are turned within slices alone; empty if they are turned in space."""
@@ -429,7 +434,9 @@ class Planner:
             "wide"
             if geometry.thick_axis is not None
             else "no slices are more than three times as thick as wide",
-            "inputs.mirror_axes": "those that training mirrors",
+            "inputs.mirror_axes": "those that training mirrors"
+            if self._is_long
+            else "training mirrors none",
             "network.settings": "as large as the published network"
             if self.place == "cuda"
             else "for a CPU; a plan for a GPU is larger",
@@ -457,12 +464,16 @@ class Planner:
             "training.precision": "measured when training begins",
             "training.channels_last": "measured too",
             "training.device": "where this was planned for",
-            "training.augmentation": "nnU-Net's probabilities, spelled out",
+            "training.augmentation": "nnU-Net's probabilities, spelled out"
+            if self._is_long
+            else "the preset light: a CPU makes too few steps for that of nnU-Net, named nnunet",
             "training.augmentation.dummy_2d": f"turn within slices: {flatness}"
             if (flatness := self._flatness(candidate))
             else "turn in space: neither slices nor patch are more than three times as long one "
             "way as another",
-            "training.augmentation.flip_axes": flips,
+            "training.augmentation.flip_axes": flips
+            if self._is_long
+            else f"not mirrored, but where flip_probability is raised: {flips}",
         }
         if "widths" in candidate.network.settings:
             reasons["network.settings.widths"] = (

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medseg.core import LabelScheme
-from medseg.errors import ConfigError, MedsegError, one_of
+from medseg.errors import ConfigError, MedsegError, kind_of, one_of
 from medseg.models.card import InputSettings, NetworkChoice, Region
 from medseg.training.augmentation import PRESETS, AugmentationSettings
 
@@ -286,7 +286,7 @@ def parse_settings(content: object, *, where: str) -> RunSettings:
         raise ConfigError(
             where,
             expected="a mapping of settings",
-            found="an empty file" if content is None else f"a {type(content).__name__}",
+            found="an empty file" if content is None else kind_of(content),
             remedy="start from one of the shipped configurations",
             code="config-yaml",
         )

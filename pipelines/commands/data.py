@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -239,10 +240,22 @@ def _print_report(report: DatasetReport) -> None:
         f"labels {listing.scheme.name}: {len(report.facts)} of {total} cases can be used"
     )
     if split is not None:
-        test = f", {len(split.test)} to test" if split.test else ""
-        typer.echo(
-            f"{len(split.train)} to train, {len(split.validation)} to validate{test}: "
-            f"{split.source}"
-        )
+        usable = {fact.id for fact in report.facts}
+        parts = [
+            _part(names, usable, use)
+            for names, use in (
+                (split.train, "train"),
+                (split.validation, "validate"),
+                (split.test, "test"),
+            )
+            if names or use != "test"
+        ]
+        typer.echo(f"{', '.join(parts)}: {split.source}")
     hints = len(report.findings) - report.errors
     typer.echo(f"{counted(report.errors, 'error')}, {counted(hints, 'hint')}. {NOTICE}")
+
+
+def _part(names: Sequence[str], usable: Collection[str], use: str) -> str:
+    """How many cases a part of the split has, and how many of them cannot be used."""
+    broken = sum(name not in usable for name in names)
+    return f"{len(names)} to {use}" + (f" ({broken} with errors)" if broken else "")

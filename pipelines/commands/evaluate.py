@@ -53,8 +53,11 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     labels: Annotated[
-        Path | None,
-        typer.Option(help="Label scheme, dataset.json or dseg.tsv; default: beside REFERENCES."),
+        str | None,
+        typer.Option(
+            help="Name or file of a label scheme, dataset.json or dseg.tsv; "
+            "default: beside REFERENCES."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="Take labels and regions of a model.")
@@ -79,7 +82,7 @@ def evaluate(
         str, typer.Option(help="Distances of a structure in one map: worst or leave-out.")
     ] = "worst",
     missing: Annotated[
-        str, typer.Option(help="Case without prediction: worst or leave-out.")
+        str, typer.Option(help="Case without a usable prediction: worst or leave-out.")
     ] = "worst",
     ignore_label: Annotated[
         str | None, typer.Option(help="Label (name or value) whose voxels count in nothing.")
@@ -191,7 +194,12 @@ def evaluate(
             )
         evaluation, pairing, scheme = run(order, listener)
     if references is None:
-        evaluation = replace(evaluation, failed=(*made.failed, *evaluation.failed))
+        unmade = {each.case for each in made.failed}  # known as failed, not only as missing
+        evaluation = replace(
+            evaluation,
+            failed=(*made.failed, *(one for one in evaluation.failed if one.case not in unmade)),
+            missing=tuple(case for case in evaluation.missing if case not in unmade),
+        )
     files = write_evaluation(evaluation, pairing, scheme, out, images=shown, overwrite=overwrite)
     if as_json:
         print_json(evaluation.summary() | {"files": {k: str(path) for k, path in files.items()}})
@@ -226,6 +234,15 @@ def _check_sides(
         expected, found = "a run folder alone with --part and --data", "REFERENCES too"
     else:
         if not (predictions / "config.yaml").is_file():  # asked here, before torch is loaded
+            if (predictions / "folds.json").is_file():
+                raise ConfigError(
+                    "medseg evaluate",
+                    expected="the folder of one training run",
+                    found="a folder of folds",
+                    remedy=f"evaluate every fold by itself, such as {predictions.name}/fold_0; "
+                    "cv.json has the Dice of all held-out cases together",
+                    code="usage",
+                )
             raise ConfigError(
                 "medseg evaluate",
                 expected="PREDICTIONS and REFERENCES, or the folder of a training run",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +19,13 @@ from pipelines.commands.console import Json, Overwrite, answering, app, print_js
 
 if TYPE_CHECKING:
     from medseg.inference.memory import MemoryPlan
+    from medseg.inference.predictor import Predictor
     from medseg.studies.ledger_rows import CaseRow
     from medseg.studies.runner import Outcome
     from pipelines.batch import Batch
+    from pipelines.cluster import Cluster
     from pipelines.infer import Case
+    from pipelines.predict import Order
 
 
 _MOST_LINES = 50
@@ -48,6 +54,21 @@ class Names(StrEnum):
     AUTO = "auto"
     INPUT = "input"
     ID = "id"
+
+
+class SegKind(StrEnum):
+    """Types of a DICOM SEG."""
+
+    BINARY = "binary"
+    LABELMAP = "labelmap"
+    FRACTIONAL = "fractional"
+
+
+class Executor(StrEnum):
+    """Where the cases are done."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class Skip(StrEnum):
@@ -157,6 +178,27 @@ def predict(
         bool,
         typer.Option("--rtstruct", help="Also write contours (RTSTRUCT) for a DICOM series."),
     ] = False,
+    seg_type: Annotated[
+        SegKind,
+        typer.Option(
+            help="Type of the DICOM SEG: binary, labelmap (few viewers know it yet), or fractional "
+            "(needs --probabilities)."
+        ),
+    ] = SegKind.BINARY,
+    omit_empty_frames: Annotated[
+        bool,
+        typer.Option(
+            "--omit-empty-frames",
+            help="Leave out frames without foreground: smaller, but some viewers want them all.",
+        ),
+    ] = False,
+    one_file_per_class: Annotated[
+        bool,
+        typer.Option(
+            "--one-file-per-class",
+            help="Also write CASE_label-NAME_mask.nii.gz for every structure.",
+        ),
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Also write an HTML report.")] = False,
     preview: Annotated[
         bool, typer.Option("--preview", help="Also draw a three-plane PNG.")
@@ -164,6 +206,17 @@ def predict(
     jobs: Annotated[
         int, typer.Option(help="Cases that are read, and that are written, at a time.")
     ] = 1,
+    executor: Annotated[
+        Executor,
+        typer.Option(help="Where the cases are done: on this machine, or on a Ray cluster."),
+    ] = Executor.LOCAL,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of the cluster's head; auto: that of RAY_ADDRESS, else the cluster "
+            "that this machine belongs to."
+        ),
+    ] = "auto",
     shard: Annotated[
         str | None, typer.Option(help="Do one part of the cases here, such as 2/8.")
     ] = None,
@@ -202,12 +255,13 @@ def predict(
     """Segment images; results lie on the original grid and are re-read before success is told.
 
     For each case: CASE_dseg.nii.gz, CASE_dseg.tsv, CASE_statistics.csv and .json, CASE_report.json
-    and, for a DICOM series, CASE_dseg.dcm (DICOM SEG). For all: ledger.sqlite, which tells what is
-    done, cohort.csv and index.html. The same command goes on where it was stopped.
+    and, for a DICOM series, CASE_dseg.dcm (DICOM SEG; a fractional one is CASE_probseg.dcm).
+    For all: ledger.sqlite, which tells what is done, cohort.csv and index.html. The same command
+    goes on where it was stopped.
     """
     from medseg.models.card import load_card  # noqa: PLC0415
     from medseg.models.zoo import find_members  # noqa: PLC0415
-    from pipelines.batch import open_batch, place_of  # noqa: PLC0415
+    from pipelines.batch import open_batch  # noqa: PLC0415
     from pipelines.discovery import find_cases  # noqa: PLC0415
     from pipelines.interrupt import until_interrupted  # noqa: PLC0415
     from pipelines.predict import make_order, plans  # noqa: PLC0415
@@ -250,7 +304,16 @@ def predict(
         device=device,
         out=out or Path(),
         overwrite=overwrite,
-        wishes=Wishes(preview, report, probabilities, log_phi, rtstruct),
+        wishes=Wishes(
+            preview,
+            report,
+            probabilities,
+            log_phi,
+            rtstruct,
+            seg_type.value,
+            omit_empty_frames,
+            one_file_per_class,
+        ),
         roi=roi,
         jobs=jobs,
         shard=shard,
@@ -260,12 +323,11 @@ def predict(
         allow_gaps=allow_gaps,
     )
     if dry_run:
-        _print_plans(list(plans(order, [found.case for found in todo])), as_json)
+        _print_plans(list(plans(order, [found.case for found in todo])), as_json, log_phi)
         return
-    place = place_of(order)
     interrupted, stopped = False, None
     # the first Ctrl-C ends the run after the window, or the file, in hand
-    with open_batch(order, todo) as study:
+    with _placed(order, executor, ray_address) as (order, place), open_batch(order, todo) as study:
         with console_listener() as bars, until_interrupted(bars, or_terminated=True) as listener:
             try:
                 study.run(place, listener)
@@ -276,7 +338,32 @@ def predict(
         _tell(study, order.out, as_json, interrupted, stopped)
 
 
-def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> None:
+@contextmanager
+def _placed(
+    order: Order, executor: Executor, address: str
+) -> Iterator[tuple[Order, Predictor | Sequence[str] | Cluster]]:
+    """Where an order is carried out, and the order as it is understood there."""
+    if executor is Executor.LOCAL:
+        from pipelines.batch import place_of  # noqa: PLC0415
+
+        yield order, place_of(order)
+        return
+    from pipelines.cluster import check_device, connected  # noqa: PLC0415
+
+    check_device(order.device)
+    # the processes of a cluster have another working folder
+    models = tuple(folder.absolute() for folder in order.models)
+    with connected(address) as cluster:
+        yield replace(order, out=order.out.absolute(), models=models), cluster
+
+
+def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool, log_paths: bool) -> None:
+    from pipelines.redaction import message_of  # noqa: PLC0415
+
+    def told(outcome: Outcome[Case, MemoryPlan]) -> str:
+        case, text = outcome.case, outcome.message or ""
+        return message_of(text, case.name, case.channels, log_paths=log_paths)
+
     failed = [outcome for outcome in outcomes if outcome.result is None]
     if as_json:
         print_json(
@@ -287,7 +374,7 @@ def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> No
                     else {
                         "case": outcome.case.name,
                         "code": outcome.code,
-                        "message": outcome.message,
+                        "message": told(outcome),
                     }
                     for outcome in outcomes
                 ],
@@ -312,7 +399,7 @@ def _print_plans(outcomes: list[Outcome[Case, MemoryPlan]], as_json: bool) -> No
                 + f"; about {plan.seconds:.0f} s"
             )
     for outcome in failed:
-        typer.echo(f"{outcome.case.name}: {outcome.message} [{outcome.code}]", err=True)
+        typer.echo(f"{outcome.case.name}: {told(outcome)} [{outcome.code}]", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -330,6 +417,8 @@ def _tell(
     failed = sum(row.state == "failed" for row in ended)
     incomplete = sum(row.state == "incomplete" for row in ended)
     try:
+        if stopped is not None and stopped.code == "output-vanished":
+            raise stopped  # nothing is written to what may lie in its place
         write_cohort(batch.ledger, out, order.shard if order.ledger else None)
     except MedsegError as error:
         stopped = stopped or error

@@ -50,7 +50,8 @@ def test_the_table_tells_ratios_and_what_cannot_be_read(capsys):
         Figure("slow", "RLE", (5.0, 4.0, 4.0)),
         Figure("none", "RLE", (), "RuntimeError"),
     ]
-    dicom.print_figures(figures, 300, 3)
+    dicom.print_figures(figures, (512, 512, 300), 3)
     printed = capsys.readouterr().out
+    assert printed.startswith("300 slices of 512 x 512, ")
     assert "slow                    4.00 s    2.00" in printed
     assert "none                 cannot read it (RuntimeError)" in printed

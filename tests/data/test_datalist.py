@@ -156,8 +156,8 @@ def test_a_path_out_of_the_folder_is_refused(root, path):
         ({"labels": {"near": "one"}}, "integer label values"),
         ({"labels": {"0": "background"}}, "at least one label beside background"),
         ({"training": {}}, '"training" as a list of cases'),
-        ({"training": ["case_00"]}, "cases as .* found a str"),
-        ({"training": [{"image": "x", "label": 3}]}, "paths as text, found a int"),
+        ({"training": ["case_00"]}, "cases as .* found a text"),
+        ({"training": [{"image": "x", "label": 3}]}, "paths as text, found a number"),
         (
             {
                 "modality": {"0": "T1", "1": "T2", "2": "PD"},

@@ -1,5 +1,6 @@
 """What a check of a dataset finds, case by case and between cases."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -97,6 +98,37 @@ def test_a_structure_that_no_case_has_is_a_hint(root):
     for number in range(1, 6):
         change(label(root, number), lambda data: np.minimum(data, 1))
     assert found(check(root)) == {("structure-absent", "")}
+
+
+def test_label_maps_of_background_alone_are_an_error_of_the_dataset(root):
+    split = root / "split.json"
+    names = [f"hippocampus_{number:03d}" for number in range(1, 6)]
+    split.write_text(json.dumps({"train": names[:3], "validation": names[3:]}))
+    for number in (1, 2, 3):
+        change(label(root, number), np.zeros_like)
+
+    def errors():
+        return [one for one in check(root).findings if one.is_error]
+
+    (training,) = errors()
+    assert (training.case, training.code) == ("", "foreground-empty")
+    assert training.what == "no training case has a voxel of any structure"
+    for number in (4, 5):
+        change(label(root, number), np.zeros_like)
+    assert [one.what for one in errors()] == ["no case has a voxel of any structure"]
+    split.unlink()
+    assert [one.what for one in errors()] == ["no case has a voxel of any structure"]
+
+
+def test_a_structure_of_validation_cases_alone_is_a_hint(root):
+    names = [f"hippocampus_{number:03d}" for number in range(1, 6)]
+    split = {"train": names[:3], "validation": names[3:]}
+    (root / "split.json").write_text(json.dumps(split))
+    for number in (1, 2, 3):
+        change(label(root, number), lambda data: np.minimum(data, 1))
+    (finding,) = check(root).findings
+    assert (finding.code, finding.is_error) == ("structure-absent", False)
+    assert finding.what == "no training case has a voxel of 'Posterior' (2)"
 
 
 def test_the_same_image_twice_is_a_leak_only_across_parts(root):

@@ -380,7 +380,7 @@ def test_nnunet_regions_and_the_ignore_label_are_understood(copy):
         ({"file_ending": None}, '"file_ending" among .*found nothing'),
         ({"labels": {}}, '"labels" as {name: value, ...}, found an empty one'),
         ({"labels": {"background": 0}}, "at least one label beside background"),
-        ({"labels": {"a": "x"}}, "integer label values, found a str"),
+        ({"labels": {"a": "x"}}, "integer label values, found a text"),
         ({"labels": {"a": [1, 2], "b": 1}}, '"regions_class_order" with a value for each of 2'),
         (
             {"labels": {"a": [1, 2], "b": 1}, "regions_class_order": [3, 1]},
@@ -426,3 +426,23 @@ def test_a_volume_beside_the_layout_is_no_case(copy):
     grid = Grid((2, 2, 2), np.eye(4))
     write_volume(Volume(np.zeros((1, 2, 2, 2), np.int16), grid), root / "img" / "notes.nii.gz")
     assert len(list_cases(root).cases) == 4
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "synapse", "transunet", "acdc", "brats", "msd"])
+def test_what_macos_leaves_beside_copied_files_is_no_case(copy, kind):
+    root = copy(kind)
+    before = [case.id for case in list_cases(root).cases]
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    for path in sorted(path for path in root.iterdir() if path.is_dir()):
+        (root / f"._{path.name}").mkdir()
+    listing = list_cases(root)
+    assert ([case.id for case in listing.cases], listing.problems) == (before, ())
+
+
+def test_slices_of_eight_organs_are_not_read_with_thirteen(phantom):
+    with pytest.raises(
+        ConfigError, match=r"label values from 1 to 8.*eight organs, found 'btcv-13'"
+    ):
+        list_cases(phantom("transunet"), scheme="btcv-13")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from medseg.core import LabelScheme
 from medseg.data.case import read_labelled
 from medseg.data.datalist import read_datalist
 from medseg.data.findings import check_dataset
@@ -14,11 +15,11 @@ from medseg.data.layouts import list_cases
 from medseg.data.layouts.acdc import read_frames
 from medseg.data.schemes import SCHEMES
 from medseg.errors import ConfigError, FormatError, GeometryError
-from medseg.io.dicom_folders import read_segment_scheme
 from medseg.io.dicom_seg import Algorithm, write_seg
-from medseg.io.dicom_seg_reading import segment_label
+from medseg.io.dicom_seg_labels import read_segment_scheme
 from medseg.io.dicom_series import read_dicom_series
 from medseg.io.rtstruct import write_rtstruct
+from medseg.io.segment_names import segment_label
 from tests.data.test_layouts import problem
 from tests.io.test_dicom_seg import read_and_label
 from tests.series import small_series, spoil
@@ -59,6 +60,41 @@ def test_a_csv_lists_cases_with_patient_and_split(listed):
     assert read_datalist(listed).split() == data.split(), "the folder will do as well"
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_of_a_spreadsheet_with_other_separators_lists_the_same(listed, mark):
+    expected = list_cases(write_list(listed, rows()))
+    (listed / "labels.yaml").unlink()
+    path = listed / "cases.csv"
+    path.write_text(path.read_text().replace(",", mark))
+    listing = list_cases(path, scheme="msd-hippocampus")
+    assert listing.cases == expected.cases
+    assert listing.channels == ("image",)
+
+
+def test_a_folder_with_a_list_of_another_name_is_told_that_name(listed):
+    shutil.move(write_list(listed, rows()), listed / "list.csv")
+    (listed / "scores.csv").write_text("case,dice\na,0.5\n")
+    for name in ("imagesTr", "labelsTr"):  # as if of Synapse
+        (listed / name).rename(listed / f"my {name}")
+    with pytest.raises(ConfigError, match=r"give its file 'list\.csv', which looks like a list"):
+        list_cases(listed)
+    (listed / "list.csv").rename(listed / "table.txt")
+    (listed / "list.yaml").write_text("name: mine\ncases:\n- {images: a, label: b}\n")
+    with pytest.raises(ConfigError, match=r"give its file 'list\.yaml'"):
+        list_cases(listed)
+
+
+def test_a_yaml_list_without_channels_has_one(listed):
+    path = listed / "mine.yaml"
+    case = {
+        "images": "imagesTr/hippocampus_001.nii.gz",
+        "label": "labelsTr/hippocampus_001.nii.gz",
+    }
+    path.write_text(yaml.safe_dump({"labels": {1: "front", 2: "back"}, "cases": [case]}))
+    listing = list_cases(path)
+    assert (listing.channels, len(listing.cases)) == (("image",), 1)
+
+
 def test_a_yaml_list_says_the_same_with_its_labels_inside(listed):
     content = {
         "name": "mine",
@@ -90,6 +126,16 @@ def test_a_list_without_the_meaning_of_its_labels_is_refused(listed):
     with pytest.raises(ConfigError, match=r"labels.yaml beside it.*name a scheme with --scheme"):
         list_cases(path)
     assert list_cases(path, scheme="msd-hippocampus").is_named
+
+
+def test_the_labels_of_a_list_may_be_given_in_short(listed):
+    path = write_list(listed, rows())
+    (listed / "labels.yaml").write_text("{1: Anterior, 2: Posterior}\n")
+    listing = list_cases(path)
+    assert listing.scheme == LabelScheme.plain("labels", {1: "Anterior", 2: "Posterior"})
+    (listed / "labels.yaml").write_text("labels:\n- {value: 1}\n")
+    with pytest.raises(ConfigError, match=r"labels\.yaml, label 1: .*missing \['name'\]"):
+        list_cases(path)
 
 
 def test_a_line_without_a_name_or_a_file_is_named_by_its_number(listed):
@@ -132,7 +178,7 @@ def test_a_damaged_csv_is_refused(listed, lines, heading, words):
         ("{chanels: [a]}", "nearest: channels.*the key 'chanels'"),
         ("{channels: [], cases: []}", '"channels" as a list of names'),
         ("{channels: [a], cases: []}", '"cases" as a list'),
-        ("{channels: [a], cases: [1]}", "cases with images and label, found a int"),
+        ("{channels: [a], cases: [1]}", "cases with images and label, found a number"),
         ("{channels: [a], cases: [{images: a, label: b, lable: c}]}", "the key 'lable'"),
         ("{channels: [a], labels: [1], cases: [{images: a, label: b}]}", '"labels" as {value'),
     ],
@@ -226,7 +272,7 @@ def test_a_damaged_segmentation_is_named(archive):
 
     spoil(archive / "case 1" / "seg.dcm", change)
     assert problem(archive).error.code == "seg-unreadable"
-    with pytest.raises(FormatError, match="a DICOM SEG with its segments"):
+    with pytest.raises(FormatError, match="a DICOM SEG, found a file that is missing"):
         read_segment_scheme(archive / "case 1" / "seg.dcm")
 
 

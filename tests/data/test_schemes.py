@@ -118,3 +118,50 @@ def test_codes_mean_what_dicom_says_they_mean():
                 words = {"kidney": "renal", "esophagus": "esophag", "hippocampus": "hippocamp"}
                 assert words.get(stem, stem) in known[code.value], (label.name, known[code.value])
     assert unknown == {("74281007", "Myocardium")}  # not among the context groups
+
+
+SHORT = {1: "Anterior", 2: "Posterior"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SHORT,
+        {0: "background", **SHORT},
+        {str(value): name for value, name in SHORT.items()},
+        {"labels": SHORT},
+        {"name": "mine", "labels": SHORT},
+        {"labels": [{"value": value, "name": name} for value, name in SHORT.items()]},
+    ],
+)
+def test_a_file_may_name_labels_in_short(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert find_scheme(str(path)) == LabelScheme.plain("mine", SHORT)
+
+
+def test_a_missing_colour_is_filled_in_and_a_given_one_kept(tmp_path):
+    path = tmp_path / "mine.yaml"
+    labels = [{"value": 1, "name": "a", "rgb": [1, 2, 3]}, {"value": 2, "name": "b"}]
+    path.write_text(yaml.safe_dump({"name": "two", "labels": labels}))
+    first, second = find_scheme(str(path)).labels
+    assert first.rgb == (1, 2, 3) != second.rgb
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{Anterior: 1}", r"mine\.yaml, label 1: expected a name, found a number"),
+        ("{1: a, x: b}", r"mine\.yaml, label 2: expected an integer value"),
+        ("{1: a, 70000: b}", r"mine\.yaml, label 2: expected a value from 1 to 65535"),
+        ("labels: [{value: 1, name: a, colour: red}]", r"mine\.yaml, label 1: .*unknown.*colour"),
+        ("labels: [a]", r"mine\.yaml, label 1: expected a mapping with"),
+        ("{1: a, 2: a}", r"mine\.yaml: expected at least one label, every value and name once"),
+        ("3", r"mine\.yaml: expected {value: name}, or a label scheme"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_labels_is_told_with_its_place(tmp_path, content, words):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        find_scheme(str(tmp_path / "mine.yaml"))
+    assert caught.value.code == "label-scheme"

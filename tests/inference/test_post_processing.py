@@ -12,7 +12,7 @@ from scipy import ndimage
 from medseg.core import Grid, LabelMap, LabelScheme, reorient
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Silent
-from medseg.inference import post_processing
+from medseg.inference import ball, pieces, post_processing
 from medseg.inference.post_processing import clean_labels, parse_cleaning
 from medseg.models.card import LabelCleaning
 from tests.grids import FLIPS, PERMUTATIONS, grids
@@ -105,7 +105,7 @@ def test_the_given_map_is_left_as_it_is(labels):
 def test_slabs_do_not_show_in_the_result(labels, step, slab_voxels):
     whole = clean_labels(labels, [step])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(post_processing, "_SLAB_VOXELS", slab_voxels)
+        patch.setattr(pieces, "SLAB_VOXELS", slab_voxels)
         parts = clean_labels(labels, [step])
     np.testing.assert_array_equal(parts[0].data_ijk, whole[0].data_ijk)
     assert parts[1] == whole[1]
@@ -130,7 +130,7 @@ def test_both_ways_of_dilation_agree(labels, radius_mm):
     results = []
     for most in (0, 10**9):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(post_processing, "_MOST_COLUMNS", most)
+            patch.setattr(ball, "_MOST_COLUMNS", most)
             results.append(clean_labels(labels, [step])[0].data_ijk)
     np.testing.assert_array_equal(*results)
 
@@ -355,7 +355,7 @@ def test_progress_counts_labels_and_cancelling_stops_between_two():
 
 
 def test_no_wider_copy_of_the_volume_is_made(monkeypatch):
-    monkeypatch.setattr(post_processing, "_SLAB_VOXELS", 1 << 16)
+    monkeypatch.setattr(pieces, "SLAB_VOXELS", 1 << 16)
     blocks = np.arange(1, 65).reshape(4, 4, 4)
     data = np.kron(blocks, np.ones((24, 32, 32))).astype(np.uint8)
     data[np.random.default_rng(0).random(data.shape) < 0.1] = 0

@@ -148,9 +148,54 @@ def test_a_leaning_stack_is_segmented_upright_and_its_labels_lean_back():
     assert (inside[box] > 0).any()
     assert model.plan(image).ram_bytes > 0
     assert sum(1 for _ in model.slabs(image)) == 1
-    with pytest.raises(ConfigError, match="found a stack that leans") as caught:
-        model.predict(image, on_probabilities=lambda *box: None)
-    assert caught.value.code == "probabilities-leaning"
+
+
+@pytest.mark.parametrize("roi", [None, ((2, 9), (3, 12), (4, 8))])
+@pytest.mark.parametrize("per_slice_mm", [(0.0, 1.0), (0.41, -0.73)])
+def test_probabilities_of_a_leaning_stack_are_those_of_the_nearest_upright_voxels(
+    roi, per_slice_mm
+):
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[:2, 2] = per_slice_mm
+    image = volume((14, 15, 16), affine=affine)
+    lean, model = Lean.of(image.grid), predictor()
+    found = np.full((3, *image.grid.shape_ijk), np.nan, np.float32)
+    times = np.zeros(image.grid.shape_ijk, int)
+    order = []
+
+    def take(axis, corner, part):
+        place = tuple(
+            slice(first, first + extent)
+            for first, extent in zip(corner, part.shape[1:], strict=True)
+        )
+        found[:, *place] = part
+        times[place] += 1
+        order.append((axis, corner[2]))
+
+    labels = model.predict(image, roi=roi, on_probabilities=take).labels.data_ijk
+    assert (times == 1).all()
+    if roi is None:
+        assert order == sorted(order)
+    upright = np.zeros((3, *lean.upright.shape_ijk), np.float32)
+
+    def upright_take(axis, corner, part):
+        place = tuple(
+            slice(first, first + extent)
+            for first, extent in zip(corner, part.shape[1:], strict=True)
+        )
+        upright[:, *place] = part
+
+    model.predict(lean.straighten(image), on_probabilities=upright_take)
+    box = roi or tuple((0, extent) for extent in image.grid.shape_ijk)
+    inside = np.zeros(image.grid.shape_ijk, dtype=bool)
+    inside[tuple(slice(*span) for span in box)] = True
+    for i, j, k in np.argwhere(inside)[::37]:
+        world = image.grid.world_from_voxel(np.array([[i, j, k]], float))
+        ui, uj, uk = np.rint(lean.upright.voxel_from_world(world))[0].astype(int)
+        np.testing.assert_allclose(found[:, i, j, k], upright[:, ui, uj, uk], atol=1e-6)
+    assert {0, 3} <= set(np.unique(labels))
+    assert (labels[inside] == np.array([0, 3, 7])[found.argmax(0)][inside]).mean() > 0.999
+    assert (found[0][~inside] == 1).all()
 
 
 def test_slabs_come_as_they_are_finished_in_voxels_of_the_image():
@@ -325,8 +370,8 @@ def test_probabilities_come_also_where_memory_is_short_and_where_it_runs_out(tmp
     narrow = predictor()
     narrow_task = narrow._task
 
-    def in_strips(*args):
-        task = narrow_task(*args)
+    def in_strips(*args, **options):
+        task = narrow_task(*args, **options)
         task.engine.sweep = replace(task.engine.sweep, strips=3)
         return task
 

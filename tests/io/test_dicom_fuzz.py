@@ -15,27 +15,22 @@ from medseg.core import Grid
 from medseg.errors import MedsegError
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_series import read_dicom_series
+from tests.damage import Forms, bounded, damaged, damages
 from tests.dicom_variants import zipped
 from tests.series import AXIAL, small_series
 
+MOST_BYTES = 64 << 20
 SMALL = Grid((32, 32, 2), AXIAL.affine_ras)
 
 
 def read_or_refuse(path):
     """A series has finite voxels on its grid, or the reader says what is wrong."""
-    try:
-        volume = read_dicom_series(path, threads=1).volume
-    except MedsegError:
-        return
-    assert volume.data_cijk.nbytes < 64 << 20
+    with bounded(MOST_BYTES):
+        try:
+            volume = read_dicom_series(path, threads=1).volume
+        except MedsegError:
+            return
     assert np.isfinite(volume.grid.affine_ras).all()
-
-
-class Forms(dict):
-    """By name; hypothesis shows what a failing test was given, and bytes tell nobody anything."""
-
-    def __repr__(self):
-        return f"Forms({', '.join(self)})"
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +55,6 @@ def forms(tmp_path_factory):
         found["implicit"] = [p.read_bytes() for p in sorted((folder / "implicit").iterdir())]
     found["zip"] = [zipped(plain, folder / "s.zip").read_bytes()]
     return found
-
-
-@st.composite
-def damages(draw):
-    """Places and bytes to overwrite, and a length to cut to, both as shares of the file."""
-    edits = draw(
-        st.lists(
-            st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=0, max_size=4
-        )
-    )
-    return edits, draw(st.one_of(st.just(1.0), st.floats(0, 1)))
-
-
-def damaged(content, damage):
-    edits, length = damage
-    changed = bytearray(content)
-    for share, piece in edits:
-        at = int(share * (len(changed) - 1))
-        changed[at : at + len(piece)] = piece
-    return bytes(changed[: int(length * len(changed))])
 
 
 @pytest.mark.parametrize("form", ["plain", "implicit", "rle", "j2k"])
@@ -166,6 +141,50 @@ def test_impossible_elements_are_read_or_refused(forms, changes, everywhere):
             except (TypeError, ValueError, AttributeError):
                 path.write_bytes(content)  # no file can say so
         read_or_refuse(Path(temporary))
+
+
+_NAMES = st.one_of(
+    st.sampled_from(["1", "a/2", "DICOMDIR", "x.zip", "__MACOSX/._1", ".hidden", "Größe", "a//b"]),
+    st.text(min_size=1, max_size=12),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    entries=st.lists(
+        st.tuples(
+            _NAMES,
+            st.sampled_from(["slice", "zeros", "text", "empty", "zip"]),
+            st.sampled_from([0, 8, 12, 14]),
+            st.sampled_from([0, 0, 0o100644 << 16, 0o120777 << 16, 0o020666 << 16]),
+            st.sampled_from([0, 0, 0x1, 0x800]),
+        ),
+        max_size=6,
+    ),
+    damage=st.one_of(st.just(([], 1.0)), damages()),
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zips_of_anything_are_read_or_refused(forms, entries, damage):
+    contents = {
+        "slice": forms["plain"][0],
+        "zeros": bytes(2 << 20),
+        "text": b"no image",
+        "empty": b"",
+        "zip": forms["zip"][0],
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "s.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, kind, method, attributes, flags in entries:
+                entry = zipfile.ZipInfo(name)
+                entry.compress_type, entry.external_attr = method, attributes
+                try:
+                    archive.writestr(entry, contents[kind])
+                except (UnicodeEncodeError, ValueError):
+                    continue  # no zip can say so
+                archive.filelist[-1].flag_bits |= flags
+        path.write_bytes(damaged(path.read_bytes(), damage))
+        read_or_refuse(path)
 
 
 def test_a_zip_that_says_less_than_it_holds_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from medseg import NOTICE, __version__
 from medseg.core import Code, Grid, Label, LabelMap, LabelScheme
-from medseg.errors import ConfigError, FormatError, GeometryError, ResourceError, ShapeError
+from medseg.errors import ConfigError, FormatError, GeometryError, ResourceError
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_identity import missing_references
 from medseg.io.dicom_quiet import quiet_dicom
@@ -338,6 +338,20 @@ def test_nothing_of_the_patient_is_warned_about_or_logged(case, caplog):
     assert caplog.records == []
 
 
+def test_frames_of_a_few_pixels_follow_each_other_without_filling(tmp_path):
+    grid = Grid((3, 2, 5), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    scan, labels = read_and_label(small_series(tmp_path / "series", grid))
+    write_seg(labels, tmp_path / "seg.dcm", scan.source, algorithm=MODEL)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")
+    values = [value for value in SCHEME.values if (labels.data_ijk == value).any()]
+    frames = [value == labels.data_ijk[:, :, k].T for value in values for k in range(5)]
+    assert np.array_equal(bits[: 6 * len(frames)].reshape(-1, 2, 3), frames)
+    assert len(seg.PixelData) == 2 * -(-6 * len(frames) // 16)
+    found = read_seg(tmp_path / "seg.dcm", SCHEME, grid)
+    assert np.array_equal(found.data_ijk, labels.data_ijk)
+
+
 # Refusals
 
 
@@ -381,14 +395,6 @@ def test_labels_on_another_grid_are_refused(case):
     with pytest.raises(GeometryError, match=r"found a corner 0\.020 mm away; bring") as caught:
         write_seg(moved, path, source, algorithm=MODEL)
     assert caught.value.code == "seg-grid-differs"
-
-
-def test_slices_of_a_few_pixels_are_refused(tmp_path):
-    folder = small_series(tmp_path / "series", Grid((7, 1, 2), np.diag([-1.0, -1.0, 1.0, 1.0])))
-    scan, labels = read_and_label(folder)
-    with pytest.raises(ShapeError, match="at least 8 pixels, found slices of 7 x 1") as caught:
-        write_seg(labels, tmp_path / "seg.dcm", scan.source, algorithm=MODEL)
-    assert caught.value.code == "seg-too-small"
 
 
 def test_headers_that_highdicom_refuses_are_named_without_their_values(case):
@@ -468,7 +474,7 @@ def _declare(**tags):
         (_turn, "verify-geometry", "pixels"),
         (_stretch, "verify-geometry", "a pixel 0.050 mm away"),
         (_declare(FrameOfReferenceUID="1.2.3"), "verify-geometry", "the frame of reference of the"),
-        (_rename, "verify-labels", "segment 1 that it does not list; report this"),
+        (_rename, "verify-labels", r"segment 1 \('stranger'\) that it does not list; report this"),
     ],
 )
 def test_a_file_that_does_not_hold_what_was_written_is_found_out(case, change, code, words):
@@ -499,12 +505,22 @@ def test_a_failed_verification_leaves_no_file(case):
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        (_rename, "seg-segment-unknown", "of the scheme 'hippocampus and more', found segment 1"),
-        (_overlap, "seg-overlap", "found voxels in two segments"),
+        (
+            _rename,
+            "seg-segment-unknown",
+            "of the scheme 'hippocampus and more', one of .* segment 1",
+        ),
+        (_overlap, "seg-overlap", "found voxels in 'Posterior hippocampus' and 'Anterior hippoc"),
         (_orphan, "seg-frames", "found a frame without them"),
         (_shorten, "seg-unreadable", "12 frames of 30 pixels, found 10 bytes of pixel data"),
         (_move_far, "seg-grid-differs", "found pixels beside or outside of it; read it on"),
-        (_declare(SegmentationType="FRACTIONAL"), "seg-type", "found type FRACTIONAL; convert"),
+        (
+            _declare(SegmentationType="FRACTIONAL"),
+            "seg-type",
+            "found type FRACTIONAL in 1 bits; con",
+        ),
+        (_declare(SegmentationType="VECTOR"), "seg-type", "found no known type; convert"),
+        (_declare(PixelRepresentation=1), "seg-type", "found pixels that are not one unsigned"),
         (_declare(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "seg-type", "found another DICOM obj"),
     ],
 )

@@ -1,3 +1,4 @@
+import copy
 import stat
 import zipfile
 import zlib
@@ -6,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medseg.core import Grid
 from medseg.errors import FormatError, MedsegError
@@ -16,6 +17,7 @@ from medseg.io.dicom_series import read_dicom_series, read_stack
 from medseg.io.dicom_study import read_study
 from medseg.io.reading import read_image
 from tests.dicom_variants import (
+    enhanced,
     on_a_disc,
     setting,
     several_volumes,
@@ -63,6 +65,10 @@ BAD_ZIPS = {
         _entry("a", external_attr=(stat.S_IFLNK | 0o777) << 16),
         "plain files, found file 1 in name order is a link",
     ),
+    "zip-method": (
+        _entry("a", bytes(100), compress_type=zipfile.ZIP_LZMA),
+        "files stored or deflated, found file 1 in name order packed by method 14",
+    ),
     "zip-ratio": (
         _entry("a", bytes(3 << 20), compress_type=zipfile.ZIP_DEFLATED),
         "at most 200 times the size, found file 1 in name order unpacks to more",
@@ -78,6 +84,21 @@ def test_dangerous_zips_are_refused_before_one_entry_is_read(tmp_path, code, cas
     with pytest.raises(FormatError, match=words) as caught:
         read_study(tmp_path / "a.zip")
     assert caught.value.code == code
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    """Each entry is within the limits; a hundred of them are one and the same."""
+    path = tmp_path / "a.zip"
+    content = np.random.default_rng(0).integers(0, 2, 3 << 20).astype(np.uint8).tobytes()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1", content)
+        for number in range(400):
+            twin = copy.copy(archive.filelist[0])
+            twin.filename = f"{number:03d}"
+            archive.filelist.append(twin)
+    with pytest.raises(FormatError, match="at most 200 times the size, found 1203 MiB") as caught:
+        read_study(path)
+    assert caught.value.code == "zip-ratio"
 
 
 @pytest.mark.parametrize("name", ["/etc/1", "C:\\1", "a\\..\\..\\1"])
@@ -347,43 +368,10 @@ def test_what_is_needed_to_choose_is_read_from_headers(tmp_path):
 # Multi-frame objects
 
 
-def _enhanced(folder, path, series_uid=None):
-    """One enhanced MR object of the slices of a folder, in reverse order of place."""
-    slices = [pydicom.dcmread(file) for file in sorted(folder.iterdir(), reverse=True)]
-    first = slices[0]
-    whole = Dataset()
-    whole.update(first)
-    whole.file_meta = first.file_meta
-    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
-    whole.NumberOfFrames = len(slices)
-    whole.SeriesInstanceUID = series_uid or generate_uid()
-    whole.PixelData = b"".join(one.PixelData for one in slices)
-    shared = Dataset()
-    measures, orientation = Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, first.SliceThickness
-    orientation.ImageOrientationPatient = first.ImageOrientationPatient
-    shared.PixelMeasuresSequence = [measures]
-    shared.PlaneOrientationSequence = [orientation]
-    frames = []
-    for number, one in enumerate(slices):
-        frame, position, values = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = one.ImagePositionPatient
-        values.RescaleSlope, values.RescaleIntercept = number + 1, -number
-        frame.PlanePositionSequence = [position]
-        frame.PixelValueTransformationSequence = [values]
-        frames.append(frame)
-    whole.SharedFunctionalGroupsSequence = [shared]
-    whole.PerFrameFunctionalGroupsSequence = frames
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        delattr(whole, keyword)
-    whole.save_as(path)
-    return whole
-
-
 def test_an_enhanced_object_gives_each_frame_its_place_and_its_rescaling(tmp_path):
     folder = small_series(tmp_path / "s")
     (tmp_path / "e").mkdir()
-    _enhanced(folder, tmp_path / "e" / "1")
+    enhanced(folder, tmp_path / "e" / "1")
     scan = read_dicom_series(tmp_path / "e")
     assert scan.volume.grid == read_dicom_series(folder).volume.grid
     slopes = np.array([4, 3, 2, 1])
@@ -398,7 +386,7 @@ def test_frames_of_several_echoes_are_volumes_of_their_own(tmp_path):
     folder = small_series(tmp_path / "s")
     (tmp_path / "e").mkdir()
     for number in range(2):
-        whole = _enhanced(folder, tmp_path / "e" / f"{number}", "1.2.3.4")
+        whole = enhanced(folder, tmp_path / "e" / f"{number}", "1.2.3.4")
         for frame in whole.PerFrameFunctionalGroupsSequence:
             echo = Dataset()
             echo.EffectiveEchoTime = 10.0 * (number + 1)
@@ -415,7 +403,7 @@ def test_frames_of_several_echoes_are_volumes_of_their_own(tmp_path):
 def test_frames_of_which_nothing_says_where_they_lie_are_refused(tmp_path, change):
     folder = small_series(tmp_path / "s")
     (tmp_path / "e").mkdir()
-    whole = _enhanced(folder, tmp_path / "e" / "1")
+    whole = enhanced(folder, tmp_path / "e" / "1")
     if change == "too few":
         del whole.PerFrameFunctionalGroupsSequence[-1]
     elif change == "none":

@@ -11,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from medseg.errors import ResourceError
 from medseg.io.fingerprint import fingerprint, input_files, stamp
+from tests.dicom_variants import on_a_disc
 from tests.series import small_series
 
 
@@ -102,3 +103,32 @@ def test_a_file_that_cannot_be_read_is_refused():
     memory = Path("/proc/self/mem")  # a file that is there and gives an error from its first byte
     with pytest.raises(ResourceError, match="expected a readable file"):
         of(memory)
+
+
+def test_a_dicomdir_has_the_fingerprint_of_the_files_that_it_lists(tmp_path):
+    series = small_series(tmp_path / "series")
+    disc = on_a_disc(series, tmp_path / "disc")
+    before = of(disc)
+    assert len(input_files(disc)) == 4
+    assert disc not in input_files(disc)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for path in input_files(disc):
+        shutil.copy(path, alone / path.name)
+    assert of(alone) == before
+    moved = (tmp_path / "disc").rename(tmp_path / "other") / "DICOMDIR"
+    (moved.parent / "readme").write_bytes(b"for people")
+    assert of(moved) == before
+    victim = input_files(moved)[2]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-2] + b"\1\1")
+    changed = of(moved)
+    stamped = stamp({"": moved})
+    victim.unlink()
+    missing = of(moved)
+    assert stamp({"": moved}) != stamped
+    victim.write_bytes(content)
+    assert len({before, changed, missing}) == 3
+    assert of(moved) == before
+    moved.write_bytes(moved.read_bytes()[:500])
+    assert of(moved) not in (before, changed, missing)

@@ -609,6 +609,20 @@ def test_each_class_becomes_a_nifti_file_that_nibabel_reads_the_same(tmp_path):
         np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
 
 
+def test_probabilities_of_a_leaning_stack_keep_its_affine_in_both_forms(tmp_path):
+    leaning = OBLIQUE.copy()
+    leaning[:3, 2] += 0.3 * leaning[:3, 1]
+    grid = Grid(GRID.shape_ijk, leaning)
+    assert grid.shear_deg > 5
+    values = softmax((3, *grid.shape_ijk))
+    path = write(tmp_path / "a_probseg.h5", values, grid=grid)
+    assert read_probabilities(path).grid == grid
+    for number, written in enumerate(probabilities_to_nifti(path, tmp_path)):
+        image = nibabel.load(written)
+        np.testing.assert_allclose(image.affine, leaning, atol=1e-5)
+        np.testing.assert_allclose(image.get_fdata(), values[number], atol=0.5 / 255 + 1e-6)
+
+
 def test_half_precision_becomes_float32_with_the_images_own_geometry_fields(tmp_path):
     header = nibabel.Nifti1Header()
     header.set_qform(OBLIQUE, 2)

@@ -6,11 +6,12 @@ import pytest
 
 from medseg.core import LabelMap, LabelScheme
 from medseg.errors import ConfigError
-from medseg.io.dicom_seg import Algorithm, write_seg
+from medseg.io.dicom_seg import Algorithm, write_fractional_seg, write_seg
 from medseg.io.dicom_series import read_dicom_series
 from medseg.io.dicom_study import read_study
 from medseg.io.dicom_thumbnail import thumbnail
 from medseg.io.label_object import read_label_object
+from medseg.io.probabilities import ProbabilityWriter, read_probabilities, scheme_classes
 from medseg.io.rtstruct import write_rtstruct
 from tests.series import AXIAL, ramp, small_series
 
@@ -27,12 +28,32 @@ def labelled(tmp_path):
     return scan, LabelMap(data, scan.volume.grid, SCHEME), tmp_path / "out.dcm"
 
 
-def test_each_segment_of_a_seg_says_how_it_came_about(labelled):
+def write_kind(kind, labels, path, source, types):
+    """A SEG of any type; a FRACTIONAL one of probabilities that are 1 where the labels are."""
+    if kind != "FRACTIONAL":
+        options = {"algorithm": MODEL, "algorithm_type": types, "seg_type": kind}
+        write_seg(labels, path, source, **options)
+        return
+    shares = np.stack([labels.data_ijk == value for value in (0, *TYPES)]).astype(np.float32)
+    file = path.with_name("c_probseg.h5")
+    with ProbabilityWriter(file, labels.grid, scheme_classes(SCHEME), encoding="uint8") as writer:
+        writer.write_slab(2, 0, shares)
+    probabilities = read_probabilities(file)
+    write_fractional_seg(probabilities, SCHEME, path, source, algorithm=MODEL, algorithm_type=types)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "FRACTIONAL"])
+def test_each_segment_of_a_seg_says_how_it_came_about(labelled, kind):
     scan, labels, path = labelled
-    write_seg(labels, path, scan.source, algorithm=MODEL, algorithm_type=TYPES)
-    segments = pydicom.dcmread(path).SegmentSequence
+    write_kind(kind, labels, path, scan.source, TYPES)
+    assert pydicom.dcmread(path).SegmentationType == kind
+    segments = [one for one in pydicom.dcmread(path).SegmentSequence if one.SegmentNumber]
     assert [one.SegmentAlgorithmType for one in segments] == list(TYPES.values())
     assert [one.get("SegmentAlgorithmName") for one in segments] == [MODEL.name, MODEL.name, None]
+    found = read_label_object(path)
+    assert list(found.types) == [label.name for label in SCHEME.labels]  # no background
+    assert list(found.types.values()) == list(TYPES.values())
+    assert found.algorithm == (MODEL.name, MODEL.version)
 
 
 def test_each_roi_of_a_structure_set_says_how_it_came_about(labelled):
@@ -41,6 +62,23 @@ def test_each_roi_of_a_structure_set_says_how_it_came_about(labelled):
     rois = pydicom.dcmread(path).StructureSetROISequence
     assert [one.ROIGenerationAlgorithm for one in rois] == list(TYPES.values())
     assert [one.get("ROIGenerationDescription") for one in rois] == ["medseg liver 3"] * 2 + [None]
+
+
+@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+def test_a_label_without_a_type_is_refused_in_every_type_of_seg(labelled, kind):
+    scan, labels, path = labelled
+    with pytest.raises(ConfigError, match=r"for label 3 one of .*, found nothing"):
+        write_kind(kind, labels, path, scan.source, {1: "AUTOMATIC", 2: "AUTOMATIC"})
+    assert not path.exists()
+
+
+def test_one_type_said_of_each_label_is_one_type_for_all(labelled):
+    scan, labels, path = labelled
+    found = set()
+    for types in ("AUTOMATIC", dict.fromkeys(TYPES, "AUTOMATIC")):
+        write_seg(labels, path, scan.source, algorithm=MODEL, algorithm_type=types)
+        found.add(str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("write", [write_seg, write_rtstruct])

@@ -1,11 +1,8 @@
 """TransDAE: the counts, shapes, operations and closed forms of the reconstruction, and its laws."""
 
-import io
 import math
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -637,7 +634,8 @@ def test_autocast_double_and_channels_last_give_nearly_the_same(variant: str) ->
     torch.testing.assert_close(double.float(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["default", "daeformer", "parallel"])
+# the default variant is compiled and exported with every other network
+@pytest.mark.parametrize("variant", ["daeformer", "parallel"])
 def test_the_network_is_one_graph_for_compile_and_export(variant: str) -> None:
     network = two_stages(**VARIANTS[variant]).eval()
     x = torch.randn(1, 1, 16, 32)
@@ -648,23 +646,6 @@ def test_the_network_is_one_graph_for_compile_and_export(variant: str) -> None:
         torch.testing.assert_close(compiled(x), expected)
         exported = torch.export.export(network, (x,)).module()
         torch.testing.assert_close(exported(x), expected)
-
-
-@pytest.mark.slow
-def test_onnx_gives_the_same_logits() -> None:
-    network = tiny(
-        dims=(8, 16), depths=(1, 1), decoder_depths=(1,), heads=(1, 2), reductions=(2, 2)
-    )
-    x = torch.randn(2, 1, 16, 32)
-    with torch.no_grad():
-        expected = network.eval()(x)
-    file = io.BytesIO()
-    program = torch.onnx.export(network, (x,), dynamo=True, verbose=False)
-    assert program is not None
-    program.save(file)
-    session = onnxruntime.InferenceSession(file.getvalue())
-    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_decoder_starts_from_xavier_weights_and_zero_biases() -> None:

@@ -20,7 +20,7 @@ from medseg.events import Silent
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.nifti import write_nifti_volume
 from medseg.studies.ledger import Ledger
-from pipelines import share
+from pipelines import workbench
 from pipelines.batch import open_batch, place_of
 from pipelines.cli import app
 from pipelines.discovery import expected_bytes, find_cases
@@ -268,7 +268,7 @@ def test_a_share_that_vanishes_stops_the_run_instead_of_failing_every_case(
     model, data, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
-    read_case = share.read_case
+    read_case = workbench.read_case
 
     def unmounting(case, *rest):
         if case.name == "b":
@@ -276,7 +276,7 @@ def test_a_share_that_vanishes_stops_the_run_instead_of_failing_every_case(
         return read_case(case, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(share, "read_case", unmounting)
+        patch.setattr(workbench, "read_case", unmounting)
         answer = predict(data, "-m", model, "-o", out, code=1)
     assert answer["error"]["code"] == "input-vanished"
     assert str(tmp_path) not in answer["error"]["message"]
@@ -285,18 +285,101 @@ def test_a_share_that_vanishes_stops_the_run_instead_of_failing_every_case(
     assert set(states(predict(data, "-m", model, "-o", out)).values()) == {"done"}
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_an_output_folder_that_vanishes_stops_the_run_and_is_not_made_anew(
+    left, model, data, tmp_path, monkeypatch
+):
+    out, away = tmp_path / "out", tmp_path / "away"
+    write_case = workbench.write_case
+    named = []
+
+    def unmounting(segmented, *rest, **more):
+        result = write_case(segmented, *rest, **more)
+        named.append(segmented.loaded.case.name)
+        if len(named) == 1:
+            out.rename(away)
+            if left == "an empty folder":  # as where a share was mounted
+                out.mkdir()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workbench, "write_case", unmounting)
+        done = run("predict", data, "-m", model, "-o", out, code=1)
+    assert "expected the folder for the results to stay where it was" in done.stderr
+    assert "run the same command: it goes on where it stopped [output-vanished]" in done.stderr
+    assert len(named) == 1
+    shutil.rmtree(out, ignore_errors=True)
+    away.rename(out)
+    assert states(predict(data, "-m", model, "-o", out)) == dict.fromkeys(
+        ("a", "b", "sub_a"), "done"
+    )
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_read(
+    model, data, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    predict(data / "b.nii", "-m", model, "-o", out)
+    with monkeypatch.context() as patch:  # root may write where permissions forbid it
+        patch.setattr("pipelines.output.write_bytes", read_only)
+        refused = run("predict", data, "-m", model, "-o", out, code=2)
+    assert "found a read-only file system" in refused.stderr
+    assert "[output-unwritable]" in refused.stderr
+    with monkeypatch.context() as patch:  # read-only from the second case on
+        write_case = workbench.write_case
+
+        def write(segmented, *rest, **more):
+            result = write_case(segmented, *rest, **more)
+            patch.setattr("pipelines.output.write_bytes", read_only)
+            patch.setattr(workbench, "write_case", read_only)
+            return result
+
+        patch.setattr(workbench, "write_case", write)
+        answer = predict(data, "-m", model, "-o", out, code=1)
+    assert answer["error"]["code"] == "output-unwritable"
+    assert "failed" not in states(answer).values()
+    assert len(answer["not_done"]) == 1
+    assert set(states(predict(data, "-m", model, "-o", out)).values()) == {"done"}
+
+
+def read_only(*arguments, **more):
+    raise ResourceError(
+        "out",
+        expected="a",
+        found="a read-only file system",
+        remedy="c",
+        code="output-unwritable",
+    )
+
+
+def test_what_is_said_of_a_case_names_it_once(model, data, tmp_path):
+    (data / "bad.nii").write_bytes(b"")
+    out = tmp_path / "out"
+    done = run("predict", data, "-m", model, "-o", out, code=1)
+    (line,) = (line for line in done.stderr.splitlines() if "[file-empty]" in line)
+    assert line.startswith("bad: expected ")
+    table = list(csv.DictReader((out / "cohort.csv").read_text(encoding="utf-8").splitlines()))
+    (message,) = (row["message"] for row in table if row["case"] == "bad")
+    assert message.startswith("expected ")
+    planned = run("predict", data / "bad.nii", "-m", model, "--dry-run", code=1)
+    assert planned.stderr.startswith("bad: expected ")
+    assert str(tmp_path) not in planned.stderr
+    named = run("predict", data / "bad.nii", "-m", model, "--dry-run", "--log-phi", code=1)
+    assert named.stderr.startswith(f"bad: {data / 'bad.nii'}: expected ")
+
+
 def test_an_image_that_changes_while_it_is_read_fails_that_case(model, data, tmp_path, monkeypatch):
-    read_case = share.read_case
+    read_case = workbench.read_case
 
     def changing(case, *rest):
         loaded = read_case(case, *rest)
         os.utime(data / "b.nii", (1, 1))
         return loaded
 
-    monkeypatch.setattr(share, "read_case", changing)
+    monkeypatch.setattr(workbench, "read_case", changing)
     answer = predict(data / "b.nii", "-m", model, "-o", tmp_path / "out", code=1)
     assert answer["cases"][0]["code"] == "input-changed"
-    assert "b: expected an image that stays as it is" in answer["cases"][0]["message"]
+    assert answer["cases"][0]["message"].startswith("expected an image that stays as it is")
 
 
 def test_a_case_that_kills_three_times_is_left_out_until_it_is_sent_back(model, data, tmp_path):
@@ -334,7 +417,7 @@ def test_a_seg_that_cannot_be_made_leaves_the_rest_and_marks_the_case(model, tmp
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("medseg.io.dicom_seg._build", refuse)
+        patch.setattr("medseg.io.dicom_seg._described", refuse)
         answer = predict(series, "-m", model, "-o", out, code=1)
     (case,) = answer["cases"]
     assert (case["state"], case["code"], answer["incomplete"]) == ("incomplete", "seg-build", 1)
@@ -366,7 +449,7 @@ def test_what_another_run_did_meanwhile_is_not_looked_at_again(model, data, tmp_
     todo, place = find_cases([data], []), place_of(order)
     with open_batch(order, todo) as first, open_batch(order, todo) as second:
         first.run(place, Silent())
-        monkeypatch.setattr(share, "stamp", None)
+        monkeypatch.setattr(workbench, "stamp", None)
         second.run(place, Silent())
         assert {row.state for row in second.rows()} == {"done"}
         assert {row.attempts for row in second.rows()} == {1}
@@ -416,7 +499,7 @@ def test_the_plan_counts_the_cases_that_are_in_memory_beside_the_one(model, data
 
 
 def test_a_case_that_fits_only_by_itself_waits_until_it_is(model, data, tmp_path, monkeypatch):
-    predict_case, asked = share.predict_case, []
+    predict_case, asked = workbench.predict_case, []
 
     def tight(loaded, predictor, *arguments, **more):
         now, most = predictor.elsewhere()
@@ -427,7 +510,7 @@ def test_a_case_that_fits_only_by_itself_waits_until_it_is(model, data, tmp_path
             )
         return predict_case(loaded, predictor, *arguments, **more)
 
-    monkeypatch.setattr(share, "predict_case", tight)
+    monkeypatch.setattr(workbench, "predict_case", tight)
     answer = predict(data, "-m", model, "-o", tmp_path / "out")
     assert set(states(answer).values()) == {"done"}
     assert asked[0][0] == asked[1][0]  # tried again, and nothing more may come in meanwhile

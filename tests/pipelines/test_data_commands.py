@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from medseg.core import LabelScheme
 from medseg.data.datalist import read_datalist
+from medseg.data.phantoms import write_phantom
 from medseg.data.schemes import SCHEMES
 from pipelines.cli import app
 
@@ -89,3 +90,15 @@ def test_layouts_splits_and_phantoms_are_listed():
     assert {"brats", "dicom"} <= set(answer["layouts"])
     assert set(answer["splits"]) == {"transunet", "acdc-70-10-20", "acdc-nnformer"}
     assert all(name in words.stdout for table in ("layouts", "phantoms") for name in answer[table])
+
+
+def test_the_line_of_the_split_says_which_cases_cannot_be_used(tmp_path):
+    root = tmp_path / "msd"
+    write_phantom("msd", root, cases=4, size="small")
+    names = [f"hippocampus_{number:03d}" for number in range(1, 5)]
+    (root / "split.json").write_text(json.dumps({"train": names[:3], "validation": names[3:]}))
+    for name in names[:2]:
+        (root / "imagesTr" / f"{name}.nii.gz").write_bytes(b"")
+    result = run("check", root, "--jobs", 1)
+    assert result.exit_code == 1
+    assert "3 to train (2 with errors), 1 to validate: " in result.stdout

@@ -80,7 +80,10 @@ def test_a_folder_is_scored_and_what_is_wrong_is_said(folders):
     assert [line.split()[0] for line in table[2:]] == ["organ", "tumour", "mean"], "a line each"
     with (out / "cases.csv").open() as stream:
         rows = {(row["case"], row["structure"]): row for row in csv.DictReader(stream)}
-    assert {case for case, _ in rows} == {"case_0", "case_1", "case_2", "case_4"}
+    assert "1 with a failed prediction, scored as the worst: case_3" in result.stdout
+    assert {case for case, _ in rows} == {f"case_{number}" for number in range(5)}
+    for figure in ("dice", "nsd", "hd95_mm", "assd_mm"):
+        assert rows["case_3", "organ"][figure] == rows["case_4", "organ"][figure], figure
     for case in ("case_0", "case_1", "case_2"):
         expected = dice_by_label(
             read_labels(predictions / f"{case}_dseg.nii.gz", SCHEME),
@@ -104,16 +107,53 @@ def test_the_summary_holds_rules_counts_and_means(folders):
     assert "image's diagonal" in summary["policy"]["prediction missing"]
     assert summary["structures"] == {"organ": [1], "tumour": [2]}
     assert summary["cases"]["missing"] == ["case_4"]
-    assert summary["cases"]["failed"][0]["code"] == "grids-differ"
+    (failed,) = summary["cases"]["failed"]
+    assert (failed["case"], failed["code"]) == ("case_3", "grids-differ")
+    assert failed["scored_as"] == "worst"
+    assert summary["policy"]["prediction failed"].startswith("as a missing one: the worst value")
+    assert summary["cases"]["references"] == 5
     assert summary["cases"]["scored"] == 3
     saved = read_evaluation(out)
     dice = saved.values_csm[:, :, 0]
     entry = summary["results"]["organ"]["dice"]
     assert entry["mean"] == pytest.approx(dice[:, 0].mean())
-    assert entry["worst_case"] == "case_4"
+    assert entry["worst_case"] in ("case_3", "case_4")
     assert entry["interval"][0] <= entry["mean"] <= entry["interval"][1]
     assert summary["mean"]["dice"]["mean"] == pytest.approx(dice.mean())
     assert str(out.parent) not in (out / "summary.json").read_text()
+
+
+def test_a_damaged_prediction_counts_as_none_and_a_damaged_reference_leaves_the_means(folders):
+    predictions, references, _ = folders
+    whole, _, _ = evaluate(EvaluationOrder(predictions, references))
+    (predictions / "case_1_dseg.nii.gz").unlink()
+    without, _, _ = evaluate(EvaluationOrder(predictions, references))
+    (predictions / "case_1_dseg.nii.gz").write_bytes(b"no image")
+    damaged, _, _ = evaluate(EvaluationOrder(predictions, references))
+    assert np.array_equal(damaged.values_csm(), without.values_csm(), equal_nan=True)
+    assert damaged.values_csm()[:, 0, 0].mean() < whole.values_csm()[:, 0, 0].mean()
+    assert [each.case for each in damaged.failed] == ["case_1", "case_3"]
+    assert damaged.missing == ("case_4",)
+    (references / "case_1.nii.gz").write_bytes(b"no image")
+    settings = EvaluationSettings(missing="leave-out")
+    lost, _, _ = evaluate(EvaluationOrder(predictions, references, settings))
+    assert "case_1" not in lost.scores
+    counts = lost.summary()["cases"]
+    assert (counts["references"], counts["scored"]) == (5, 2)
+    how = {each["case"]: each["scored_as"] for each in counts["failed"]}
+    assert how == {"case_1": None, "case_3": "leave-out"}
+    assert np.isnan(lost.values_csm()[list(lost.scores).index("case_3")]).all()
+
+
+def test_an_evaluation_without_any_usable_prediction_is_refused(tmp_path):
+    write(tmp_path / "mine.nii.gz", organ(0), shift_mm=1.25)
+    write(tmp_path / "truth.nii.gz", organ(0))
+    answer = run(
+        "evaluate", tmp_path / "mine.nii.gz", tmp_path / "truth.nii.gz", "-o", tmp_path / "out"
+    )
+    assert answer.exit_code == 1
+    assert "expected at least one case that can be scored, found 1 failure" in answer.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_has_pictures_and_loads_nothing(folders):
@@ -121,11 +161,24 @@ def test_the_page_has_pictures_and_loads_nothing(folders):
     write(out.parent / "images" / "case_1_0000.nii.gz", np.arange(504).reshape(9, 8, 7) % 251)
     run("evaluate", predictions, references, "-o", out, "--images", out.parent / "images")
     page = (out / "report.html").read_text()
-    assert page.count("<img src=") == 6
+    assert page.count("<img src=") == 4, "case_0 is perfect"
     assert "http:" not in page
     assert "https:" not in page
     assert "case_2, tumour: Dice" in page
-    assert "case_4" in page
+    worst = page[page.index("Worst cases") :]
+    assert worst.index("case_4: no prediction") < worst.index("<img src=")
+    assert worst.index("case_3: prediction failed [grids-differ]") < worst.index("<img src=")
+    assert "case_0, organ: Dice" not in page
+
+
+def test_perfect_cases_are_not_shown_as_the_worst(tmp_path):
+    write(tmp_path / "mine.nii.gz", organ(0))
+    out = tmp_path / "out"
+    path = tmp_path / "mine.nii.gz"
+    assert run("evaluate", path, path, "-o", out).exit_code == 0
+    page = (out / "report.html").read_text()
+    assert "<img" not in page
+    assert "Worst cases" not in page
 
 
 def test_regions_ignored_labels_and_chosen_cases(folders):
@@ -173,6 +226,25 @@ def test_two_files_are_one_case_and_labels_need_no_name(tmp_path):
     assert "add --overwrite" in run(*words).stderr
     assert run(*words, "--overwrite", "--ignore-label", "2").exit_code == 0
     assert read_evaluation(tmp_path / "out").structures == ("label 1",)
+
+
+def test_labels_are_named_by_a_known_scheme(tmp_path):
+    write(tmp_path / "mine.nii.gz", organ(0))
+    write(tmp_path / "truth.nii.gz", organ(1))
+    words = ["evaluate", tmp_path / "mine.nii.gz", tmp_path / "truth.nii.gz"]
+    answer = run(*words, "-o", tmp_path / "out", "--labels", "msd-hippocampus")
+    assert answer.exit_code == 0, answer.output
+    assert read_evaluation(tmp_path / "out").structures == (
+        "anterior hippocampus",
+        "posterior hippocampus",
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["labels_from"] == "scheme msd-hippocampus"
+    refused = run(*words, "-o", tmp_path / "other", "--labels", "msd-hippocampos")
+    assert refused.exit_code == 2
+    assert "nearest: msd-hippocampus" in refused.stderr
+    refused = run(*words, "-o", tmp_path / "other", "--labels", "none.yaml")
+    assert "expected a label scheme, a dataset.json or a dseg.tsv" in refused.stderr
 
 
 def test_brats_regions_are_told_from_the_references(tmp_path):
@@ -343,18 +415,21 @@ def test_two_runs_are_compared_case_by_case(folders):
     better = out.parent / "better"
     for number in range(3):
         write(better / f"case_{number}.nii.gz", organ(number))
-    for source, name in ((predictions, "a"), (better, "b")):
-        run("evaluate", source, references, "-o", out.parent / name)
+    write(better / "case_3.nii.gz", organ(3))
+    run("evaluate", predictions, references, "-o", out.parent / "a")
+    for folder in (references, better):
+        write(folder / "case_9.nii.gz", organ(9))
+    run("evaluate", better, references, "-o", out.parent / "b")
     words = ["compare", out.parent / "a", out.parent / "b"]
     printed = json.loads(run(*words, "--json", "--metrics", "dice").stdout)
     dice = printed["differences"]
     assert {row["metric"] for row in dice} == {"dice"}
-    assert dice[0]["cases"] == 4
-    assert dice[0]["second_better"] == 2
+    assert dice[0]["cases"] == 5
+    assert dice[0]["second_better"] == 3, "of case_1, case_2 and case_3, which failed in A"
     assert dice[0]["difference"] > 0
-    assert printed["only_in_second"] == ["case_3"]
+    assert printed["only_in_second"] == ["case_9"]
     table = run(*words)
-    assert "only in B, not compared: case_3" in table.stdout
+    assert "only in B, not compared: case_9" in table.stdout
     assert "Wilcoxon" in table.stdout
     assert run(*words, "--metrics", "dise").exit_code == 2
 

@@ -12,6 +12,7 @@ from medseg.core import LabelMap
 from medseg.data.case import read_labelled
 from medseg.data.phantoms import write_phantom
 from medseg.data.schemes import SCHEMES
+from medseg.errors import FormatError
 from medseg.inference.predictor import Predictor
 from medseg.io.reading import read_labels
 from medseg.metrics.overlap import dice_by_label
@@ -107,6 +108,16 @@ def test_one_path_that_is_no_run_or_two_with_a_runs_options_are_misuse(balls, tm
     assert "found REFERENCES too" in answer.stderr
 
 
+def test_a_folder_of_folds_is_told_from_a_run(tmp_path):
+    folder = tmp_path / "cv"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "folds.json").write_text("{}")
+    answer = run("evaluate", folder, "-o", tmp_path / "out")
+    assert answer.exit_code == 2
+    assert "found a folder of folds" in answer.stderr
+    assert "such as cv/fold_0" in answer.stderr
+
+
 def test_another_dataset_than_the_runs_and_a_damaged_split_are_told(balls, tmp_path):
     other = write_dataset(tmp_path / "other", cases=5)
     answer = run("evaluate", balls / "run", "--data", other, "-o", tmp_path / "out")
@@ -130,7 +141,37 @@ def test_a_case_that_cannot_be_read_fails_by_itself(balls, tmp_path):
     assert "error: case_05: " in answer.stderr
     assert str(data) not in answer.output
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [each["case"] for each in summary["cases"]["failed"]] == ["case_05"]
+    (failed,) = summary["cases"]["failed"]
+    assert (failed["case"], failed["scored_as"]) == ("case_05", None), "it has no reference"
+    assert summary["cases"]["references"] == 2
+
+
+def test_a_case_that_cannot_be_segmented_is_scored_as_one_without_prediction(
+    balls, tmp_path, monkeypatch
+):
+    told = Predictor.predict
+    seen = []
+
+    def predict(self, volume, *arguments, **named):
+        seen.append(volume)
+        if len(seen) == 2:
+            raise FormatError(
+                "image", expected="one that fits", found="another", remedy="none", code="test"
+            )
+        return told(self, volume, *arguments, **named)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    words = ["evaluate", balls / "run", "--data", balls / "data", "-o", tmp_path]
+    answer = run(*words)
+    assert answer.exit_code == 1
+    assert "error: case_05: expected one that fits" in answer.stderr
+    assert "1 with a failed prediction, scored as the worst: case_05" in answer.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cases"]["missing"] == []
+    assert (summary["cases"]["references"], summary["cases"]["scored"]) == (2, 1)
+    assert [each["scored_as"] for each in summary["cases"]["failed"]] == ["worst"]
+    assert summary["results"]["near"]["dice"]["cases"] == 2
+    assert summary["results"]["near"]["dice"]["worst_case"] == "case_05"
 
 
 def test_hearts_of_the_test_part_are_taken_without_being_asked_for(tmp_path):

@@ -55,7 +55,7 @@ def test_the_answer_and_the_file_hold_what_was_measured(folder: Path) -> None:
     assert answer["estimated_bytes"] > 0
     assert 0 < answer["measured_bytes"] <= answer["memory_bytes"] == 10**9
     assert f"{answer['measured_bytes'] / 1e9:.2f} GB, measured on cpu in fp32" in text
-    facts = load_fingerprint(folder / "fingerprint.json")
+    facts = load_fingerprint(folder / "mine_fingerprint.json")
     assert len(facts.cases) == 4  # the two that validate have no part in it
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_overwritten_unasked(folder: Path) -> None:
 
 
 def test_a_step_that_takes_too_much_is_made_smaller_until_it_fits(folder: Path) -> None:
-    facts = load_fingerprint(folder / "fingerprint.json")
+    facts = load_fingerprint(folder / "mine_fingerprint.json")
     planner = Planner(facts, "revunet", "cpu", plan_module.DataChoice("data/Balls"))
     tried: list[int] = []
 

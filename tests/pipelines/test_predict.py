@@ -831,7 +831,7 @@ def test_what_was_left_unfinished_is_named(model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return predict_case(loaded, *arguments, **more)
 
-    monkeypatch.setattr("pipelines.share.predict_case", interrupted)
+    monkeypatch.setattr("pipelines.workbench.predict_case", interrupted)
     result, answer = predict_json(*cases, "-m", model, "-o", tmp_path / "out")
     assert result.exit_code == 130
     assert answer["not_done"] == ["case1", "case2"]

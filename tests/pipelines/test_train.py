@@ -10,17 +10,23 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
+from medseg.core import Volume
 from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
+from medseg.io.nifti import read_nifti
+from medseg.io.writing import write_volume
 from medseg.models.folder import load_model
 from medseg.models.table import NETWORKS, build_network
 from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import load_settings, parse_settings
+from pipelines.cli import app
 from pipelines.train import read_data, train, train_from_command
 from pipelines.training_report import write_training_report
 from tests.tiny_dataset import tiny_settings, write_dataset
@@ -424,3 +430,32 @@ def test_a_network_without_such_an_encoder_refuses_weights_for_it(tmp_path, root
     with pytest.raises(ConfigError, match="no encoder that others have trained"):
         run(tmp_path / "run", root, content)
     assert not (tmp_path / "run").exists()
+
+
+def with_labels(root, alter):
+    for path in (root / "labelsTr").iterdir():
+        volume = read_nifti(path).volume
+        path.unlink()
+        write_volume(Volume(alter(volume.data_cijk), volume.grid), path)
+    return root
+
+
+def test_label_maps_of_background_alone_are_refused_before_the_first_step(tmp_path):
+    root = with_labels(write_dataset(tmp_path / "Balls"), np.zeros_like)
+    with pytest.raises(ConfigError, match="a structure in at least one training case") as caught:
+        run(tmp_path / "run", root)
+    assert caught.value.code == "foreground-empty"
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_settings()))
+    options = ["--data", root, "--out", tmp_path / "run"]
+    answer = CliRunner().invoke(app, ["train", *map(str, (tmp_path / "run.yaml", *options))])
+    assert answer.exit_code == 2
+    assert "[foreground-empty]" in answer.stderr
+
+
+def test_a_structure_that_no_training_case_shows_is_noted(tmp_path):
+    root = with_labels(write_dataset(tmp_path / "Balls"), lambda data: np.minimum(data, 1))
+    notes = Notes()
+    run(tmp_path / "run", root, listener=notes)
+    told = [note for note in notes.notes if note.startswith("no training case")]
+    assert told == ["no training case shows 'far': the network cannot learn it"]

@@ -8,7 +8,7 @@ import pytest
 
 from medseg.data.phantoms import write_phantom
 from medseg.data.schemes import SCHEMES
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, GeometryError
 from medseg.training.settings import parse_settings
 from pipelines.train import train
 from tests.tiny_dataset import tiny_settings
@@ -61,6 +61,17 @@ def test_an_ignore_label_must_be_named_and_is_then_left_out(tmp_path):
         nib.save(nib.Nifti1Image(values, labels.affine, labels.header), path)
     named = settings.model_copy(update={"ignore_value": 3})
     assert train(named, run_folder=tmp_path / "run", data_root=root).steps == 1
+
+
+def test_a_window_that_prediction_would_refuse_is_refused_before_the_first_step(tmp_path):
+    write_phantom("acdc", tmp_path / "acdc", cases=3, size="small")
+    settings = settings_for("acdc", layout="acdc")
+    large = settings.inputs.model_copy(update={"window_ijk": (16, 16, 32)})
+    settings = settings.model_copy(update={"inputs": large})
+    words = r"validation case patient\d+_frame\d+: expected at least half of .* choose a smaller"
+    with pytest.raises(GeometryError, match=words):
+        train(settings, run_folder=tmp_path / "run", data_root=tmp_path / "acdc")
+    assert not (tmp_path / "run" / "log.csv").exists()
 
 
 @pytest.mark.parametrize(

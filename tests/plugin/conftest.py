@@ -16,9 +16,10 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture
 def viewer(qtbot, monkeypatch, tmp_path):
-    """A visible viewer with settings of its own, closed after the test."""
+    """A visible viewer with settings and data of its own, closed after the test."""
     monkeypatch.setenv("NAPARI_CONFIG", str(tmp_path / "settings.yaml"))
-    import napari  # noqa: PLC0415 - takes seconds, and reads NAPARI_CONFIG then
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    import napari  # noqa: PLC0415 - it takes seconds, and reads NAPARI_CONFIG then
 
     viewer = napari.Viewer(show=True)
     qtbot.wait_exposed(viewer.window._qt_window)

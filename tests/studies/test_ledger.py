@@ -4,6 +4,7 @@ trusted."""
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -286,11 +287,53 @@ def test_a_damaged_ledger_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[2048 : len(content) - 2048] = os.urandom(len(content) - 4096)
     path.write_bytes(content)
-    with pytest.raises(FormatError, match="expected a whole ledger, found a damaged one"):
+    words = "expected a whole ledger, found a damaged one; it was left as it is: move it away and"
+    with pytest.raises(FormatError, match=words):
         Ledger.open(path, create=True)
     path.write_bytes(bytes(content[:3000]))
     with pytest.raises(FormatError, match="expected a whole ledger, found a damaged one"):
         Ledger.open(path, create=True)
+
+
+def test_the_log_of_a_ledger_that_is_gone_is_not_folded_into_a_new_one(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger.open(path, create=True) as ledger:
+        ledger.register([entry(1)])
+        shutil.copy(path.with_name("ledger.sqlite-wal"), tmp_path / "kept")
+    path.unlink()
+    shutil.copy(tmp_path / "kept", path.with_name("ledger.sqlite-wal"))
+    with Ledger.open(path, create=True) as ledger:
+        assert list(ledger.rows()) == []
+        ledger.register([entry(2)])
+    with Ledger.open(path) as ledger:
+        assert [row.name for row in ledger.rows()] == ["2"]
+    (lost,) = tmp_path.glob("lost-*-ledger.sqlite-wal")
+    assert lost.read_bytes() == (tmp_path / "kept").read_bytes()
+
+
+def test_results_are_taken_over_under_their_own_name_unless_another_case_has_it(ledger):
+    run, token = begun(ledger, entry(1), entry(2))
+    for _ in range(2):
+        ledger.claim(run, token)
+    before = ledger.now()
+    assert ledger.adopt(1, token, "case-old", "s1", DONE, {"": "/x"})
+    assert not ledger.adopt(2, token, "case-old", "s1", DONE, {"": "/y"})
+    assert not ledger.adopt(2, "nobody", "case-other", "s1", DONE, {"": "/y"})
+    row = ledger.row(1)
+    assert (row.state, row.name, row.settings, row.fingerprint) == ("done", "case-old", "s1", "f")
+    assert (row.attempts, row.turn, ledger.now()) == (0, 0, before)
+    assert ledger.outputs(1) == list(DONE.outputs)
+    assert ledger.volumes_ml(1) == DONE.volumes_ml
+    assert ledger.row(2).name == "2"
+
+
+def test_a_process_that_is_known_to_have_died_counts_against_the_cases_it_worked_on(ledger):
+    run, token = begun(ledger, entry(1), entry(2))
+    for _ in range(2):
+        row, channels = ledger.claim(run, token)
+    ledger.begin(row.number, token, channels)
+    ledger.dismiss(token, died=True)
+    assert [(row.state, row.deaths) for row in ledger.rows()] == [("waiting", 0), ("waiting", 1)]
 
 
 def test_a_folder_that_cannot_lock_is_refused_with_the_way_round(tmp_path, monkeypatch):

@@ -183,8 +183,9 @@ def _files(root: Path) -> Iterator[tuple[Path, str, str, str]]:
         place = Path(folder)
         if len(place.relative_to(root).parts) >= _DEPTH:
             below.clear()
-        below.sort()
+        below[:] = sorted(one for one in below if not one.startswith("."))
         for name in sorted(names):
             match = _FILE.fullmatch(name)
-            if match:
+            # macOS leaves ._NAME beside every file that it copies
+            if match and not name.startswith("."):
                 yield place / name, match[1], match[2], _ENDINGS[match[3].lower()]

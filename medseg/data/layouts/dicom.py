@@ -25,7 +25,7 @@ from medseg.io.dicom_folders import (
     read_objects,
 )
 from medseg.io.dicom_labels import is_rtstruct, read_label_scheme
-from medseg.io.rtstruct_labels import plain_name
+from medseg.io.segment_names import plain_name
 
 __all__ = ["is_dicom", "list_dicom"]
 
@@ -90,7 +90,9 @@ def _case_folders(root: Path) -> Iterator[Path]:
     if any(path.is_file() and is_dicom_file(path) for path in root.iterdir()):
         yield root
         return
-    yield from (path for path in sorted(root.iterdir()) if path.is_dir())
+    yield from (
+        path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _case(name: str, objects: Sequence[DicomObject]) -> Case | Problem:

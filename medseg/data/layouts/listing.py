@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from medseg.core import LabelScheme
 from medseg.data.case import Case
-from medseg.errors import ConfigError, FormatError, MedsegError
+from medseg.errors import ConfigError, FormatError, MedsegError, kind_of
 from medseg.models.card import Region
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "damaged",
     "file_stem",
     "inside",
-    "kind_of",
     "parsed_json",
     "patient_of",
     "read_json",
@@ -178,13 +177,6 @@ def patient_of(case: str) -> str:
     """Whom a case shows, where its name is built as that of ACDC or BraTS; else its own name."""
     match = _OF_PATIENT.fullmatch(case)
     return case if match is None else next(part for part in match.groups() if part)
-
-
-def kind_of(value: object) -> str:
-    """What stands in a file where something else was expected, in words."""
-    if value is None:
-        return "nothing"
-    return "an empty one" if value in ({}, [], ()) else f"a {type(value).__name__}"
 
 
 def damaged(path: Path, *, expected: str, found: str) -> NoReturn:

@@ -19,13 +19,12 @@ from medseg.data.layouts.listing import (
     damaged,
     file_stem,
     inside,
-    kind_of,
     patient_of,
     read_json,
     refuse,
 )
 from medseg.data.schemes import REGIONS, SCHEMES, find_scheme, recode_by_name
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, kind_of
 
 __all__ = ["INDEX_NAME", "channel_names", "index_of", "is_msd", "list_msd"]
 

@@ -20,12 +20,12 @@ from medseg.data.layouts.listing import (
     Problem,
     case_problem,
     damaged,
-    kind_of,
     patient_of,
     read_json,
 )
 from medseg.data.layouts.msd import INDEX_NAME, channel_names, index_of
 from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
+from medseg.errors import kind_of
 from medseg.io.reading import IMAGE_SUFFIXES
 from medseg.models.card import Region
 
@@ -139,7 +139,8 @@ def _cases(
     images: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in sorted((root / "imagesTr").iterdir()):
         match = pattern.fullmatch(path.name)
-        if match:
+        # macOS leaves ._NAME beside every file that it copies
+        if match and not path.name.startswith("."):
             images[match[1]][int(match[2])] = path
     cases, problems = [], []
     for name, found in sorted(images.items()):

@@ -1,10 +1,11 @@
 """A CSV or YAML file that lists the paths of images and labels: for data in no common layout.
 
 A CSV has a line per case and the columns ``label``, ``image`` (or ``image:T1``, ``image:T2``, ...
-for several channels), and if wanted ``id``, ``patient`` and ``split`` (train, validation or test).
-What the labels mean stands in ``labels.yaml`` beside it, or is named with the dataset. A YAML file
-holds ``channels``, ``labels`` and ``cases`` (each with ``images``, ``label``, and if wanted ``id``,
-``patient``, ``split``), and if wanted ``name`` and ``licence``.
+for several channels), and if wanted ``id``, ``patient`` and ``split`` (train, validation or test),
+separated by commas, semicolons or tabs. What the labels mean stands in ``labels.yaml`` beside it,
+or is named with the dataset. A YAML file holds ``labels`` and ``cases`` (each with ``images``,
+``label``, and if wanted ``id``, ``patient``, ``split``), and if wanted ``channels`` (one called
+``image`` if left out), ``name`` and ``licence``.
 
 Paths are relative to the file; unlike in datasets that others made, they may also be absolute.
 """
@@ -27,15 +28,17 @@ from medseg.data.layouts.listing import (
     case_problem,
     damaged,
     file_stem,
-    kind_of,
     refuse,
 )
-from medseg.data.schemes import REGIONS, SCHEMES, find_scheme
-from medseg.errors import FormatError, one_of
+from medseg.data.schemes import REGIONS, SCHEMES, find_scheme, scheme_of_content
+from medseg.errors import FormatError, kind_of, one_of
 
-__all__ = ["is_list", "list_paths"]
+__all__ = ["find_lists", "is_list", "list_paths"]
 
+_SUFFIXES = (".csv", ".yaml", ".yml")
+_LOOKED_AT = 10_000
 _NAMES = ("cases.csv", "cases.yaml", "cases.yml")
+_SEPARATORS = (",", ";", "\t")  # spreadsheets write the second where a comma marks decimals
 _PARTS = ("train", "validation", "test")
 _LABELS_NAME = "labels.yaml"
 _KEYS = ("id", "patient", "images", "label", "split")
@@ -63,6 +66,11 @@ class _Content:
 def is_list(root: Path) -> bool:
     """Whether it is a CSV or YAML file, or a folder with ``cases.csv`` or ``cases.yaml``."""
     return _list_file(root) is not None
+
+
+def find_lists(folder: Path) -> tuple[str, ...]:
+    """Names of the files in a folder that look like lists of paths, by whatever name."""
+    return tuple(path.name for path in sorted(folder.iterdir()) if _looks_like_list(path))
 
 
 def list_paths(root: Path, scheme: str | None = None) -> Listing:
@@ -111,16 +119,32 @@ def list_paths(root: Path, scheme: str | None = None) -> Listing:
     )
 
 
+def _looks_like_list(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or suffix not in _SUFFIXES or not path.is_file():
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as stream:
+            beginning = stream.read(_LOOKED_AT).splitlines()
+    except OSError:
+        return False
+    if suffix == ".csv":
+        names = _columns(beginning[0], _separator(beginning)) if beginning else []
+        return "label" in names and any(name.split(":")[0] == "image" for name in names)
+    return any(line.startswith("cases:") for line in beginning)
+
+
 def _list_file(root: Path) -> Path | None:
     if root.is_file():
-        return root if root.suffix.lower() in (".csv", ".yaml", ".yml") else None
+        return root if root.suffix.lower() in _SUFFIXES else None
     return next((root / name for name in _NAMES if (root / name).is_file()), None)
 
 
 def _read_csv(path: Path) -> _Content:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        reader = csv.DictReader(text.splitlines(), strict=True)
+        lines_of_text = text.splitlines()
+        reader = csv.DictReader(lines_of_text, delimiter=_separator(lines_of_text), strict=True)
         numbers, lines = [], []
         for line in reader:
             numbers.append(reader.line_num)
@@ -163,6 +187,16 @@ def _read_csv(path: Path) -> _Content:
     )
 
 
+def _separator(lines: Sequence[str]) -> str:
+    """What separates the columns of the heading; a comma if nothing tells."""
+    heading = lines[0] if lines else ""
+    return next((mark for mark in _SEPARATORS if "label" in _columns(heading, mark)), ",")
+
+
+def _columns(heading: str, mark: str) -> list[str]:
+    return [name.strip().strip('"') for name in heading.split(mark)]
+
+
 def _read_yaml(path: Path) -> _Content:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -180,7 +214,7 @@ def _read_yaml(path: Path) -> _Content:
     strangers = sorted(str(key) for key in set(content) - set(known))
     if strangers:
         damaged(path, expected=one_of(strangers[0], known), found=f"the key {strangers[0]!r}")
-    channels, cases = content.get("channels"), content.get("cases")
+    channels, cases = content.get("channels", ["image"]), content.get("cases")
     if not isinstance(channels, list) or not channels:
         damaged(path, expected='"channels" as a list of names', found=kind_of(channels))
     if not isinstance(cases, list) or not cases:
@@ -201,14 +235,14 @@ def _scheme(path: Path, name: str, labels: Any) -> LabelScheme | None:  # noqa: 
     if isinstance(labels, str):
         return find_scheme(labels)
     if isinstance(labels, Mapping) and "labels" in labels:
-        return LabelScheme.from_dict(labels)
+        return scheme_of_content(labels, str(path), name)
     if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels):
         damaged(
             path,
             expected='"labels" as {value: name}, a scheme or the name of one',
             found=kind_of(labels),
         )
-    return LabelScheme.plain(name, {value: str(label) for value, label in labels.items()})
+    return scheme_of_content(labels, str(path), name)
 
 
 def _yaml_row(path: Path, case: Any, number: int) -> _Row:  # noqa: ANN401 - parsed YAML

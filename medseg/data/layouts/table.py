@@ -13,7 +13,7 @@ from medseg.data.layouts.dicom import is_dicom, list_dicom
 from medseg.data.layouts.listing import Listing, refuse
 from medseg.data.layouts.msd import is_msd, list_msd
 from medseg.data.layouts.nnunet import is_nnunet, list_nnunet
-from medseg.data.layouts.paths import is_list, list_paths
+from medseg.data.layouts.paths import find_lists, is_list, list_paths
 from medseg.data.layouts.synapse import is_synapse, list_synapse
 from medseg.data.layouts.transunet import is_transunet, list_transunet
 from medseg.errors import one_of
@@ -145,8 +145,12 @@ def _looked_for(root: Path) -> list[str]:
 
 
 def _below(root: Path) -> str:
-    """A remedy that names a folder within, if one looks like a dataset."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """A remedy that names a list of paths or a folder within, if one looks like a dataset."""
+    lists = find_lists(root) if root.is_dir() else ()
+    if lists:
+        return f"give its file {lists[0]!r}, which looks like a list of paths"
+    entries = sorted(root.iterdir()) if root.is_dir() else []
+    folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     for folder in folders[:_FOLDERS]:
         found = _looked_for(folder)
         if found:

@@ -18,13 +18,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from medseg.data.case import Case
-from medseg.data.layouts.listing import Listing, Problem, case_problem
+from medseg.data.layouts.listing import Listing, Problem, case_problem, refuse
 from medseg.data.schemes import find_scheme
 
 __all__ = ["is_transunet", "list_transunet"]
 
 _SLICE = re.compile(r"(case\d{4})_slice(\d+)\.npz")
 _VOLUME = re.compile(r"(case\d{4})\.npy\.h5")
+_ORGANS = 8
 _LISTS = ("", "lists", "lists_Synapse", "lists/lists_Synapse", "../lists/lists_Synapse")
 
 
@@ -45,9 +46,18 @@ def list_transunet(root: Path, scheme: str | None = None) -> Listing:
         scheme: How the organs are numbered in the files; None takes ``transunet-8``.
 
     Raises:
-        ConfigError: ``scheme-unknown``.
+        ConfigError: ``scheme-unknown``; ``scheme-differs`` if the scheme has values beyond 8.
     """
     wanted = find_scheme(scheme or "transunet-8")
+    if max(wanted.values) > _ORGANS:
+        refuse(
+            "label scheme",
+            expected=f"label values from 1 to {_ORGANS}, since the preprocessed files hold eight "
+            "organs",
+            found=f"{wanted.name!r} with values to {max(wanted.values)}",
+            remedy="leave it out for transunet-8, or name another group's numbering of the eight",
+            code="scheme-differs",
+        )
     train, problems = _stacks(root)
     test = {
         match[1]: path
