@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from medseg.io.dicom_folders import RTSTRUCT_CLASS, is_dicom_file, referenced_series
 from medseg.io.dicom_quiet import quiet_dicom
@@ -77,7 +77,7 @@ def _of_segments(
         kind = str(segment.get("SegmentAlgorithmType") or "")
         if kind in ALGORITHM_TYPES:
             name = str(segment.get("SegmentLabel") or "").strip()
-            types[name] = cast("AlgorithmType", kind)
+            types[name] = kind
         named = str(segment.get("SegmentAlgorithmName") or "").strip()
         if kind != "MANUAL" and named:
             items = segment.get("SegmentationAlgorithmIdentificationSequence") or []
@@ -91,5 +91,5 @@ def _of_rois(rois: Any) -> dict[str, AlgorithmType]:  # noqa: ANN401 - a sequenc
     for roi in rois:
         kind = str(roi.get("ROIGenerationAlgorithm") or "")
         if kind in ALGORITHM_TYPES:
-            found[str(roi.get("ROIName") or "").strip()] = cast("AlgorithmType", kind)
+            found[str(roi.get("ROIName") or "").strip()] = kind
     return found
