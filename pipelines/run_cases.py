@@ -122,6 +122,8 @@ def segment_part(
         write_volume(Volume(labels.data_ijk[None], labels.grid), folder / f"{case}{_ENDING}")
 
     def segmented(case: Case) -> None:
+        # that of an earlier call would be scored where this one fails
+        (folders[0] / f"{case.id}{_ENDING}").unlink(missing_ok=True)
         try:
             volume, truth = _read(case, settings)
             # first, so that a case whose segmentation fails is scored as one without prediction

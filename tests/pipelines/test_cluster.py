@@ -82,8 +82,9 @@ class Session:
         cluster_utils = pytest.importorskip(
             "ray.cluster_utils", reason="needs the extra cluster: pip install 'medseg[cluster]'"
         )
-        self.folder = Path(tempfile.mkdtemp(prefix="medseg-ray-", dir="/tmp"))
-        Path("/tmp/ray").mkdir(exist_ok=True)  # noqa: S108 - Ray notes there where a cluster is
+        self.folder = Path(tempfile.mkdtemp(prefix="medseg-ray-"))
+        # Ray notes there where a cluster is
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         beats = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
         self.cluster = cluster_utils.Cluster(
             initialize_head=True,

@@ -174,6 +174,25 @@ def test_a_case_that_cannot_be_segmented_is_scored_as_one_without_prediction(
     assert summary["results"]["near"]["dice"]["worst_case"] == "case_05"
 
 
+def test_an_earlier_prediction_is_not_scored_where_the_new_one_fails(balls, tmp_path, monkeypatch):
+    words = ("evaluate", balls / "run", "--data", balls / "data", "-o", tmp_path)
+    assert run(*words).exit_code == 0
+    predict = Predictor.predict
+
+    def second_fails(predictor, volume, *more, **options):
+        if not (tmp_path / "predictions" / "case_04_dseg.nii.gz").exists():
+            return predict(predictor, volume, *more, **options)
+        raise MemoryError
+
+    monkeypatch.setattr(Predictor, "predict", second_fails)
+    again = run(*words, "--overwrite")
+    assert again.exit_code == 1
+    assert "case_05: memory ran out" in again.stderr
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["case_04_dseg.nii.gz"]
+    results = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert results["near"]["dice"]["worst_case"] == "case_05"
+
+
 def test_hearts_of_the_test_part_are_taken_without_being_asked_for(tmp_path):
     write_phantom("acdc", tmp_path / "data", cases=3, size="small")
     trained_on(
