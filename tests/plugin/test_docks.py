@@ -69,11 +69,15 @@ def labels_of(viewer):
 
 
 class Slow:
-    """Each layer of a network takes a while: room to act while one goes on."""
+    """Each layer of a network takes a while: room to act. Not while it is planned."""
+
+    def __init__(self, dock):
+        self._dock = dock
 
     def __enter__(self):
         def wait(module, arguments):
-            time.sleep(0.15)
+            if self._dock.controller.state.phase == "running":
+                time.sleep(0.15)
 
         self._hook = torch.nn.modules.module.register_module_forward_pre_hook(wait)
 
@@ -124,7 +128,7 @@ def test_a_model_runs_is_corrected_sent_back_and_opened_again(
 
 
 def test_a_run_is_stopped_leaves_nothing_and_can_be_run_again(qtbot, viewer, dock, image):
-    with Slow():
+    with Slow(dock):
         begin_slowly(qtbot, dock)
         assert not dock.run_button.isEnabled()
         assert dock.stop_button.isEnabled()
@@ -148,7 +152,7 @@ def test_a_run_is_stopped_leaves_nothing_and_can_be_run_again(qtbot, viewer, doc
 def test_the_activity_dock_shows_the_run_and_its_button_stops_it(qtbot, viewer, dock, image):
     from napari.utils import cancelable_progress
 
-    with Slow():
+    with Slow(dock):
         begin_slowly(qtbot, dock)
         shown = [one for one in cancelable_progress._all_instances if "tiny on" in str(one.desc)]
         assert len(shown) == 1
@@ -158,7 +162,7 @@ def test_the_activity_dock_shows_the_run_and_its_button_stops_it(qtbot, viewer, 
 
 
 def test_closing_the_image_ends_the_run_and_the_viewer_lives_on(qtbot, viewer, dock, image):
-    with Slow():
+    with Slow(dock):
         begin_slowly(qtbot, dock)
         viewer.layers.remove(image)
         assert finish(qtbot, dock).phase == "stopped"
@@ -318,7 +322,7 @@ def test_of_several_series_the_user_chooses(qtbot, viewer, tmp_path):
 
 
 def test_a_dock_that_was_closed_hears_no_more(qtbot, viewer, dock, send, image):
-    with Slow():
+    with Slow(dock):
         begin_slowly(qtbot, dock)
         for widget in (dock, send):
             widget.setParent(None)
