@@ -8,10 +8,15 @@ import torch
 
 __all__ = ["autocasts", "without_autocast"]
 
+# asked once: torch.compile of PyTorch 2.11 cannot look into the question
+_KINDS = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
+
 
 def autocasts(device_type: str) -> bool:
     """Whether operations on such a device run under autocast here."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return device_type in _KINDS and torch.is_autocast_enabled(device_type)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
