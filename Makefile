@@ -15,7 +15,7 @@ TESTS ?=
 PYTEST := OMP_NUM_THREADS=1 xvfb-run -a -s "-screen 0 1280x1024x24" $(BIN)/python -m pytest \
 	--numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: setup demo test coverage check format wheel-demo system-packages clean
+.PHONY: setup demo test coverage check format wheel-demo screenshots system-packages clean
 
 setup: $(STAMP)
 
@@ -60,6 +60,10 @@ wheel-demo: setup
 	.venv-wheel/bin/python -m pip check
 	cd dist && ../.venv-wheel/bin/medseg demo --out demo-out
 	rm -rf .venv-wheel
+
+# The pictures of the viewer in the documents.
+screenshots: setup system-packages
+	xvfb-run -a -s "-screen 0 1600x1200x24" $(BIN)/python -m medseg_napari.screenshots --out docs/images
 
 system-packages:
 	@if dpkg -s $(GUI_PACKAGES) >/dev/null 2>&1; then :; \

@@ -1,5 +1,7 @@
 """Combo boxes that layers are chosen in."""
 
+# ruff: noqa: PLC0415 - Qt is there with the first dock
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,19 @@ if TYPE_CHECKING:
 
     from medseg_napari._models import FoundModel
 
-__all__ = ["fill", "index_of", "is_ours", "likely"]
+__all__ = ["fill", "index_of", "is_ours", "likely", "narrow_box"]
+
+_LETTERS = 12
+
+
+def narrow_box() -> QComboBox:
+    """An empty box that a long entry does not make wider than its dock."""
+    from qtpy.QtWidgets import QComboBox
+
+    box = QComboBox()
+    box.setSizeAdjustPolicy(QComboBox.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(_LETTERS)
+    return box
 
 
 def is_ours(layer: Layer | None) -> bool:

@@ -10,7 +10,6 @@ from napari.layers import Image, Labels
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
-    QComboBox,
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
@@ -26,7 +25,7 @@ from qtpy.QtWidgets import (
 from medseg import NOTICE
 from medseg.errors import MedsegError
 from medseg.io.scan import DicomSource
-from medseg_napari._layer_boxes import fill, index_of
+from medseg_napari._layer_boxes import fill, index_of, narrow_box
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._send import CHANNELS_KEY, SECONDS_KEY, Parcel
 from medseg_napari._training_set import Layout
@@ -60,7 +59,7 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         super().__init__()
         self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._watched: Labels | None = None
-        self.layer_box = QComboBox()
+        self.layer_box = narrow_box()
         self.layer_box.currentIndexChanged.connect(self._layer_changed)
         self.table = QTableWidget(0, len(_COLUMNS))
         self.table.setHorizontalHeaderLabels(list(_COLUMNS))
@@ -76,7 +75,7 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.save_button.clicked.connect(self._ask_and_save)
         self.report_button = QPushButton("Save report...")
         self.report_button.clicked.connect(self._ask_and_report)
-        self.layout_box = QComboBox()
+        self.layout_box = narrow_box()
         self.layout_box.addItem("nnU-Net", "nnunet")
         self.layout_box.addItem("MSD", "msd")
         self.layout_box.setToolTip("Layout of a new folder; one with cases keeps its own")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Shapes
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
@@ -42,7 +42,7 @@ from medseg_napari._controller import (
     Task,
     Update,
 )
-from medseg_napari._layer_boxes import fill, index_of, is_ours, likely
+from medseg_napari._layer_boxes import fill, index_of, is_ours, likely, narrow_box
 from medseg_napari._layers import doubt_layer, label_colours
 from medseg_napari._models import FoundModel, FoundModels, find_all_models, user_models
 from medseg_napari._origin import METADATA_KEY, origin_of
@@ -59,6 +59,7 @@ __all__ = ["RunDock"]
 
 _LOOK_MS = 100
 _PLAN_AFTER_MS = 500
+_LEAST_WIDTH = 320
 _WHOLE = "whole image"
 
 
@@ -103,7 +104,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
     # ---- what the user sees
 
     def _build(self) -> None:
-        self.model_box = QComboBox()
+        self.model_box = narrow_box()
         self.model_box.currentIndexChanged.connect(self._model_changed)
         self.folder_button = QPushButton("Folder...")
         self.folder_button.setToolTip("Look for models in a folder of yours")
@@ -111,9 +112,9 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.about_model = _text()
         self.about_image = _text()
         self._channel_form = QFormLayout()
-        self.device_box = QComboBox()
+        self.device_box = narrow_box()
         self.device_box.addItems(["auto", "cpu"])
-        self.region_box = QComboBox()
+        self.region_box = narrow_box()
         self.region_box.setToolTip(
             "The part to look at: rectangles of a shapes layer.\n"
             "A rectangle on one slice reaches through all slices;\n"
@@ -171,6 +172,9 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setWidget(content)
+        # lines fold, so that nothing lies beyond the edge of a narrow dock
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarAlwaysOff)
+        self.setMinimumWidth(_LEAST_WIDTH)
         outside = QVBoxLayout()
         outside.setContentsMargins(0, 0, 0, 0)
         outside.addWidget(scroll)
@@ -216,7 +220,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._channel_boxes = []
         channels = () if model is None else model.channels
         for channel in channels:
-            box = QComboBox()
+            box = narrow_box()
             box.currentIndexChanged.connect(self._image_changed)
             self._channel_boxes.append(box)
             self._channel_form.addRow("image" if len(channels) == 1 else channel, box)
