@@ -61,8 +61,8 @@ def write_study(shape: Sequence[int], folder: Path) -> tuple[Path, Path]:
     labels_kji = made_labels(shape)
     affine = np.diag([*SPACING_MM[::-1], 1.0])
     paths = folder / "ct.nii", folder / "labels.nii"
-    for path, data_kji in zip(paths, (made_ct(labels_kji), labels_kji), strict=True):
-        nibabel.save(nibabel.Nifti1Image(data_kji.T, affine), path)
+    nibabel.save(nibabel.Nifti1Image(made_ct(labels_kji).T, affine), paths[0])
+    nibabel.save(nibabel.Nifti1Image(labels_kji.T, affine), paths[1])
     return paths
 
 
