@@ -39,7 +39,7 @@ __all__ = ["InferenceForm", "converted", "deviation", "to_inference_form"]
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 # exact classes: what a subclass does with them is not known
-_CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
+_CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d, SmallConv3d}
 _TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 _BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 _INSTANCE_NORMS = {nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
@@ -149,7 +149,7 @@ def converted(
     form = InferenceForm(form.network, dtype, channels_last=channels_last)
     if dtype is not None:
         for module in form.modules():
-            if type(module) in {*_CONVOLUTIONS, *_TRANSPOSED, SmallConv3d, nn.Linear}:
+            if type(module) in {*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear}:
                 module.to(dtype)
     arrange_weights(form, channels_last=channels_last)
     return form.requires_grad_(requires_grad=False)

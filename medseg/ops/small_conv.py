@@ -18,12 +18,15 @@ first four extents (``use_mkldnn`` in ATen's Convolution.cpp)."""
 
 
 class SmallConv3d(nn.Conv3d):
-    """A convolution that goes to oneDNN also where torch would not send it; only without gradient.
+    """A convolution that goes to oneDNN also where torch would not send it.
 
     For one float32 image whose batch, channels and first two extents multiply to no more than 20480
     torch 2.14 unfolds the image and multiplies matrices, which takes several times as long, and
-    gives a contiguous map whatever the layout of the image. Here the layout is kept. Everything
-    else, and everything under autocast, compilers and traces, goes the usual way.
+    gives a contiguous map whatever the layout of the image. Here the layout is kept. Where
+    gradients are wanted the image goes in with an empty one beside it: a batch of two is oneDNN's,
+    forward and back, and zeros add nothing to any gradient. (In one thread torch keeps kernels of
+    one voxel to itself even so.) Everything else, and everything under autocast, compilers and
+    traces, goes the usual way.
     """
 
     @classmethod
@@ -32,6 +35,16 @@ class SmallConv3d(nn.Conv3d):
         made = cls.__new__(cls)
         made.__dict__.update(conv.__dict__)
         return made
+
+    @classmethod
+    def take_over(cls, network: nn.Module) -> None:
+        """Let all convolutions of a network for which :meth:`fits` holds be of this class.
+
+        The modules stay the same objects, with their weights and names.
+        """
+        for module in network.modules():
+            if cls.fits(module):
+                module.__class__ = cls
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
@@ -47,6 +60,9 @@ class SmallConv3d(nn.Conv3d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002 - torch's name
         if self._slow(input, weight):
+            if torch.is_grad_enabled():
+                two = torch.cat([input, torch.zeros_like(input)])
+                return super()._conv_forward(two, weight, bias)[:1]
             y_bcijk: Tensor = torch.ops.aten.mkldnn_convolution(
                 input, weight, bias, self.padding, self.stride, self.dilation, self.groups
             )
@@ -63,7 +79,6 @@ class SmallConv3d(nn.Conv3d):
             and math.prod(x_bcijk.shape[:4]) <= _FEW_NUMBERS
             and x_bcijk.dtype == weight.dtype == torch.float32
             and x_bcijk.device.type == weight.device.type == "cpu"
-            and not torch.is_grad_enabled()
             and not autocasts("cpu")
             and not torch.compiler.is_compiling()
             and not torch._C._is_tracing()

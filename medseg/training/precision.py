@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from medseg.errors import ConfigError
 from medseg.models.network import arrange_weights
 from medseg.ops.precision import LOWER_PRECISIONS, Precision, autocast_to, has_bf16
+from medseg.ops.small_conv import SmallConv3d
 
 __all__ = ["Measurement", "Numerics", "choose_numerics", "has_bf16"]
 
@@ -48,7 +49,11 @@ class Numerics:
         return x.to(memory_format=layout)
 
     def arrange_network(self, network: nn.Module) -> nn.Module:
-        """The network with its weights in the chosen layout; the same object."""
+        """The network with its weights in the chosen layout; the same object.
+
+        Its convolutions become :class:`~medseg.ops.small_conv.SmallConv3d`.
+        """
+        SmallConv3d.take_over(network)
         arrange_weights(network, channels_last=self.channels_last)
         return network
 

@@ -9,6 +9,16 @@ from torch import nn
 
 from medseg.ops.small_conv import SmallConv3d
 
+
+@pytest.fixture
+def two_threads():
+    """In one thread torch has a way of its own for kernels of one voxel."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 LAYOUTS = [torch.channels_last_3d, torch.contiguous_format]
 
 
@@ -47,15 +57,55 @@ def test_a_small_single_image_keeps_its_layout(layout):
         assert SmallConv3d.of(conv)(x).is_contiguous(memory_format=layout)
 
 
-def test_weights_are_shared_and_gradients_go_the_usual_way():
-    conv = nn.Conv3d(3, 4, 3, padding=1)
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("conv", "extents"),
+    [
+        (nn.Conv3d(3, 4, 3, stride=(1, 2, 1), padding=1), (6, 8, 10)),
+        (nn.Conv3d(3, 4, 1), (6, 8, 10)),
+        (nn.Conv3d(3, 4, 1, padding=1), (20, 24, 30)),
+    ],
+    ids=["3", "1", "1, padded"],
+)
+def test_gradients_are_those_of_the_convolution_and_the_layout_is_kept(conv, extents, layout):
     small = SmallConv3d.of(conv)
     assert small.weight is conv.weight
-    x = torch.randn(1, 3, 6, 6, 6)
-    small(x).sum().backward()
-    found, conv.weight.grad = conv.weight.grad, None
-    conv(x).sum().backward()
-    torch.testing.assert_close(found, conv.weight.grad)
+    x = torch.randn(1, 3, *extents).contiguous(memory_format=layout).requires_grad_()
+    y = small(x)
+    assert y.shape[0] == 1
+    assert y.is_contiguous(memory_format=layout)
+    dy = torch.randn_like(y)
+    wanted = F.conv3d(
+        x.double(), conv.weight.double(), conv.bias.double(), conv.stride, conv.padding
+    )
+    leaves = (x, conv.weight, conv.bias)
+    torch.testing.assert_close(y, wanted.float())
+    for found, expected in zip(
+        torch.autograd.grad(y, leaves, dy),
+        torch.autograd.grad(wanted, leaves, dy.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("conv", "extents"),
+    [(nn.Conv3d(4, 5, 3, padding=1), (6, 8, 10)), (nn.Conv3d(4, 5, 1), (20,) * 3)],
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_no_step_of_a_small_image_takes_the_slow_path_of_torch(ours):
+    conv = nn.Conv3d(4, 5, 3, padding=1)
+    network = nn.Sequential(conv)
+    if ours:
+        SmallConv3d.take_over(network)
+    assert network[0] is conv
+    x = torch.randn(1, 4, 6, 8, 10, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        network(x).sum().backward()
+    names = {event.key for event in seen.key_averages()}
+    assert any("slow_conv3d" in name for name in names) != ours
+    assert any("mkldnn_convolution" in name for name in names) == ours
 
 
 def test_autocast_and_other_types_go_the_usual_way():
