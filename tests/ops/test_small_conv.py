@@ -89,10 +89,6 @@ def test_gradients_are_those_of_the_convolution_and_the_layout_is_kept(conv, ext
         torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("conv", "extents"),
-    [(nn.Conv3d(4, 5, 3, padding=1), (6, 8, 10)), (nn.Conv3d(4, 5, 1), (20,) * 3)],
-)
 @pytest.mark.parametrize("ours", [True, False])
 def test_no_step_of_a_small_image_takes_the_slow_path_of_torch(ours):
     conv = nn.Conv3d(4, 5, 3, padding=1)
