@@ -462,8 +462,11 @@ def test_a_close_event_of_the_window_system_is_held_back(viewer, started):
     assert not event.isAccepted()
 
 
-def test_without_a_folder_for_autosaves_the_labels_can_be_corrected(viewer, dock, tmp_path):
-    (tmp_path / "data").write_text("in the way")
+def test_without_a_folder_for_autosaves_the_labels_can_be_corrected(
+    viewer, dock, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     assert dock.start()
     assert "nothing is saved automatically" in dock.message.text()
     assert dock.bench.correction.autosave is None

@@ -1,4 +1,4 @@
-"""Corrections without a window: what they leave with the layer, scribbles, keys, far-off strokes."""
+"""Corrections without a window: what they leave with the layer, scribbles, far-off strokes."""
 
 # ruff: noqa: PLC0415 - napari takes seconds to import
 
