@@ -178,8 +178,11 @@ def test_scribbles_are_drawn_in_a_layer_and_fill_by_edges_and_by_a_random_walk(
     dock.draw.size_box.setValue(2)
     dock.repair.margin_box.setValue(6)
     dock.repair.keep_check.setChecked(True)
+    controller = dock.bench.correction.controller
     dock.repair.tools.buttons["scribble inside"].click()
-    press(dock, (6, 9, 9))
+    controller.press((6, 6, 6), 0)
+    controller.drag((6, 12, 12))
+    controller.end_stroke()
     dock.repair.tools.buttons["scribble outside"].click()
     press(dock, (6, 16, 9))
     marks = viewer.layers["organs scribbles"]
@@ -189,8 +192,10 @@ def test_scribbles_are_drawn_in_a_layer_and_fill_by_edges_and_by_a_random_walk(
     for title in ("Fill by edges", "Random walker"):
         button(dock.repair, title).click()
         assert "+" in at_rest(qtbot, dock)
-        assert layer.data[5, 10, 9] == 3
-        assert not (layer.data[:, 15:] == 3).any()
+        assert (layer.data[marks.data == 1] == 3).all()
+        assert not (layer.data[marks.data == 2] == 3).any()
+        assert (layer.data == 3).sum() > 2 * (marks.data == 1).sum()
+        assert not (layer.data[:, 16:] == 3).any()
         dock.undo_button.click()
         np.testing.assert_array_equal(layer.data, before)
     dock.repair.clear_button.click()
