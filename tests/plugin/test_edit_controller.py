@@ -13,7 +13,8 @@ from medseg.core import Label, LabelScheme
 from medseg.core.labelmap import label_counts
 from medseg.errors import ConfigError, FormatError
 from medseg_napari.editing import brush, morphology
-from medseg_napari.editing.controller import EditController, check_editable
+from medseg_napari.editing.controller import EditController
+from medseg_napari.editing.edited_layer import check_editable
 from medseg_napari.editing.history import ArrayLayer
 from medseg_napari.editing.rules import IntensityRange
 from tests.plugin.label_maps import edits, label_maps

@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 from medseg import NOTICE
 from medseg.errors import MedsegError
 from medseg.io.scan import DicomSource
+from medseg_napari._edit_session import is_scribbles, labels_were_saved
 from medseg_napari._layer_boxes import fill, index_of, narrow_box
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._send import CHANNELS_KEY, SECONDS_KEY, Parcel
@@ -120,7 +121,11 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
     # ---- layers
 
     def _layers_changed(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - napari's
-        layers = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
+        layers = [
+            layer
+            for layer in self._viewer.layers
+            if isinstance(layer, Labels) and not is_scribbles(layer)
+        ]
         wanted = self.layer_box.currentData()
         if not any(layer is wanted for layer in layers):
             wanted = layers[-1] if layers else None
@@ -128,8 +133,9 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._layer_changed()
 
     def _active_changed(self, event: Any) -> None:  # noqa: ANN401 - napari's
-        if isinstance(event.value, Labels):
-            self.layer_box.setCurrentIndex(index_of(self.layer_box, event.value))
+        found = index_of(self.layer_box, event.value)
+        if found >= 0:
+            self.layer_box.setCurrentIndex(found)
 
     def _layer_changed(self) -> None:
         layer = self.layer
@@ -239,6 +245,7 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
 
         def action(parcel: Parcel) -> str:
             types = parcel.save(target, rtstruct=rtstruct)
+            labels_were_saved(parcel.labels_shown)
             kinds = ", ".join(
                 f"{sum(one == kind for one in types.values())} {words}"
                 for kind, words in _KINDS.items()

@@ -208,6 +208,9 @@ def _write(
         on_own = labels.data_ijk if own is None else own.original_array(data_shown)
         types = segment_types(_narrow(path, on_own), beginning, edited)
     save_labels(labels, target, origin, types=types, beginning=beginning, rtstruct=rtstruct)
+    from medseg_napari._edit_session import labels_were_saved
+
+    labels_were_saved(data_shown)
     return [str(target)]
 
 

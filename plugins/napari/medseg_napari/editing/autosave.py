@@ -219,6 +219,11 @@ class Autosave:
         self._scheme = controller.scheme
 
     @property
+    def key(self) -> str:
+        """The name under which the source is known in the recovery folder."""
+        return self._key
+
+    @property
     def folder(self) -> Path:
         """Where its files are, once there are some."""
         return self._folder

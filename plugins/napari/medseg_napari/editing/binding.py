@@ -28,7 +28,8 @@ from medseg_napari.editing.autosave import Autosave, Recoverable, source_key
 from medseg_napari.editing.boxes import Box, LabelArray
 from medseg_napari.editing.change import Change
 from medseg_napari.editing.choices import Tool
-from medseg_napari.editing.controller import EditController, check_editable
+from medseg_napari.editing.controller import EditController
+from medseg_napari.editing.edited_layer import check_editable
 from medseg_napari.editing.history import atoms_of, change_in, change_of_atoms
 from medseg_napari.editing.table import LabelTable
 
@@ -41,6 +42,7 @@ _CURSORS: dict[Tool, str] = {
     "scribble outside": "circle",
     "fill": "cross",
     "pick": "cross",
+    "point": "cross",
 }
 
 _TOOLS = ("paint", "fill", "paint_polygon", "data_setitem")
@@ -65,7 +67,7 @@ def identity_of(origin: LayerOrigin) -> str:
 
 
 class NapariLabels:
-    """A labels layer of napari as :class:`~medseg_napari.editing.controller.EditedLayer`."""
+    """A labels layer of napari as :class:`~medseg_napari.editing.edited_layer.EditedLayer`."""
 
     def __init__(self, layer: Any) -> None:  # noqa: ANN401 - napari's
         self.layer = unwrapped(layer)

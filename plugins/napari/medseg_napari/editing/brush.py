@@ -87,8 +87,10 @@ def capsule(
         start, stop = start.copy(), stop.copy()
         start[axis] = stop[axis] = math.floor(stop[axis] + 0.5)
         reach[axis] = 0
-    low = np.ceil(np.minimum(start, stop) - reach - _ROUNDING).astype(int)
-    high = np.floor(np.maximum(start, stop) + reach + _ROUNDING).astype(int) + 1
+    low = np.ceil(np.minimum(start, stop) - reach - _ROUNDING)
+    high = np.floor(np.maximum(start, stop) + reach + _ROUNDING) + 1
+    most = max(shape)  # the mouse may be far outside, where its place is no number of voxels
+    low, high = (np.clip(end, -1, most + 1).astype(int) for end in (low, high))
     box = clipped(low.tolist(), high.tolist(), shape)
     if box is None:
         return []
@@ -142,16 +144,21 @@ def _near_line(
 
 
 def _on_line(box: Box, start: FloatArray, stop: FloatArray) -> Mask:
-    """Voxels that the line runs through: one for each stretch between two of their faces."""
+    """Voxels that the line runs through: one for each stretch between two of their faces.
+
+    Only faces of voxels of the box are looked at, however far the line goes on outside of it.
+    """
     way = stop - start
     cuts = [np.array([0.0, 1.0])]
-    for first, last, step in zip(start, stop, way, strict=True):
-        faces = np.arange(math.floor(min(first, last)), math.ceil(max(first, last)) + 1) + 0.5
+    for first, last, step, span in zip(start, stop, way, box, strict=True):
         if step:
-            cuts.append((faces - first) / step)
+            low = max(math.floor(min(first, last)), span.start - 1)
+            high = min(math.ceil(max(first, last)), span.stop - 1)
+            cuts.append((np.arange(low, high + 1) + 0.5 - first) / step)
     along = np.sort(np.clip(np.concatenate(cuts), 0.0, 1.0))
     middles = (along[1:] + along[:-1]) / 2
-    points = np.floor(start + middles[:, None] * way + 0.5).astype(int)
+    points = np.floor(start + middles[:, None] * way + 0.5)
+    points = np.clip(points, -1, [part.stop for part in box]).astype(int)
     points -= [part.start for part in box]
     on_line: Mask = np.zeros([part.stop - part.start for part in box], dtype=bool)
     inside = ((points >= 0) & (points < on_line.shape)).all(axis=1)

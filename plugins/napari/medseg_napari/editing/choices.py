@@ -11,7 +11,9 @@ from medseg_napari.editing.rules import IntensityRange
 
 __all__ = ["Choices", "PaintOver", "Tool"]
 
-Tool = Literal["none", "brush", "eraser", "fill", "scribble inside", "scribble outside", "pick"]
+Tool = Literal[
+    "none", "brush", "eraser", "fill", "scribble inside", "scribble outside", "pick", "point"
+]
 PaintOver = Literal["everything", "background"]
 
 

@@ -32,7 +32,7 @@ from medseg_napari.editing.change import Change, ChangeBuilder
 from medseg_napari.editing.rules import FREE, Rules, check_image
 from medseg_napari.editing.scribbles import INSIDE, OUTSIDE, Scribbles
 
-__all__ = ["geodesic_fill", "grow_region", "walk_randomly"]
+__all__ = ["geodesic_fill", "grow_region", "intensities_around", "walk_randomly"]
 
 ImageArray = npt.NDArray[Any]
 
@@ -89,11 +89,11 @@ def grow_region(
     check_length("sample", sample_mm)
     at = np.asarray(seed, dtype=int)
     if low is None or high is None:
-        near, ball = _ball_at(at, sample_mm, spacing_mm, labels.shape)
-        sample = image[near][ball].astype(np.float64)
-        spread = deviations * float(sample.std())
-        low = float(sample.mean()) - spread if low is None else low
-        high = float(sample.mean()) + spread if high is None else high
+        least, most = intensities_around(
+            image, seed, spacing_mm=spacing_mm, sample_mm=sample_mm, deviations=deviations
+        )
+        low = least if low is None else low
+        high = most if high is None else high
         low, high = min(low, float(image[tuple(at)])), max(high, float(image[tuple(at)]))
     box, inside = _ball_at(at, reach_mm, spacing_mm, labels.shape)
     part = image[box]
@@ -112,6 +112,35 @@ def grow_region(
         numbers, _ = ndimage.label(inside)
         builder.put(box, numbers == numbers[start], value)
     return builder.done("grow region")
+
+
+def intensities_around(
+    image: ImageArray,
+    seed: Sequence[int],
+    *,
+    spacing_mm: Spacing,
+    sample_mm: float = 3.0,
+    deviations: float = 2.5,
+) -> tuple[float, float]:
+    """The range of the intensities round a voxel: mean plus and minus some standard deviations.
+
+    Args:
+        image: ``(i, p, l)``.
+        seed: The voxel.
+        spacing_mm: Of the voxels.
+        sample_mm: Radius of the ball that is sampled.
+        deviations: How many standard deviations.
+
+    Raises:
+        ShapeError: ``edit-outside``.
+        ConfigError: ``edit-length``.
+    """
+    check_inside(seed, image.shape)
+    check_length("sample", sample_mm)
+    near, ball = _ball_at(np.asarray(seed, dtype=int), sample_mm, spacing_mm, image.shape)
+    sample = image[near][ball].astype(np.float64)
+    spread = deviations * float(sample.std())
+    return float(sample.mean()) - spread, float(sample.mean()) + spread
 
 
 def geodesic_fill(

@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.errors import ConfigError
-from medseg_napari.editing.boxes import Box, Index, LabelArray, Mask, Spacing, box_of, slabs, whole
+from medseg_napari.editing.boxes import (
+    Box,
+    Index,
+    LabelArray,
+    Mask,
+    Spacing,
+    box_of,
+    mask_box,
+    slabs,
+    whole,
+)
 from medseg_napari.editing.boxes import widened as widen
 from medseg_napari.editing.brush import capsule
 
@@ -65,9 +75,12 @@ class Scribbles:
         """Add marks drawn in a layer of their own: 1 is inside, 2 outside, 0 no mark."""
         for part in slabs(whole(self.shape)):
             for mark in (INSIDE, OUTSIDE):
-                mask = marks[part] == mark
-                if mask.any():
-                    self._strokes.append((part, mask, mark))
+                mask: Mask = marks[part] == mark
+                inner = mask_box(mask)
+                if inner is not None:  # the box counts: see around()
+                    start = [a.start + b.start for a, b in zip(part, inner, strict=True)]
+                    stop = [a.start + b.stop for a, b in zip(part, inner, strict=True)]
+                    self._strokes.append((box_of(start, stop), mask[inner].copy(), mark))
 
     def clear(self) -> None:
         """Forget all marks."""

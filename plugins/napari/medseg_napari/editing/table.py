@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,11 @@ from medseg_napari.editing.boxes import LabelArray
 __all__ = [
     "LabelTable",
     "TableRow",
+    "free_values",
     "with_colour",
     "with_label",
     "with_name",
+    "with_pieces",
     "without_label",
 ]
 
@@ -90,6 +92,42 @@ def with_label(
         rgb = free[0]
     label = Label(value, name, rgb)
     return LabelScheme(scheme.name, (*scheme.labels, label)), label
+
+
+def free_values(scheme: LabelScheme, highest: int, number: int) -> list[int]:
+    """The lowest values that a scheme does not use.
+
+    Args:
+        scheme: What is used.
+        highest: The highest value that the type of the labels holds.
+        number: How many.
+
+    Raises:
+        ConfigError: ``labels-full`` if there are not as many.
+    """
+    values: list[int] = []
+    for _ in range(number):
+        scheme, label = with_label(scheme, highest=highest)
+        values.append(label.value)
+    return values
+
+
+def with_pieces(scheme: LabelScheme, value: int, new_values: Sequence[int]) -> LabelScheme:
+    """A scheme with labels for pieces of a label, named after it: ``kidney 2``, ``kidney 3``.
+
+    Args:
+        scheme: The scheme so far.
+        value: The label that was split.
+        new_values: Of its pieces, from the second on.
+    """
+    name = scheme.by_value(value).name
+    for new in sorted(new_values):
+        names = {label.name for label in scheme.labels}
+        number = 2
+        while f"{name} {number}" in names:
+            number += 1
+        scheme, _ = with_label(scheme, highest=new, name=f"{name} {number}", value=new)
+    return scheme
 
 
 def without_label(scheme: LabelScheme, value: int) -> LabelScheme:
