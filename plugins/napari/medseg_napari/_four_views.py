@@ -110,6 +110,11 @@ class FourViews:
         QTimer.singleShot(0, self.surface.refresh)
         QTimer.singleShot(_FIT_AFTER_MS, self.fit)
 
+    @property
+    def models(self) -> list[Any]:
+        """The models of the canvases that are new: coronal, sagittal."""
+        return [pane.model for pane in self._ours()]
+
     # ---- layout
 
     def _arrange(self) -> None:

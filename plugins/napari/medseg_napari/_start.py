@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SAMPLES", "main", "open_viewer"]
 
 SAMPLES = ("hippocampus", "ct", "heart")
-DOCKS = ("Run a model", "Send it back")
+DOCKS = ("Run a model", "See it", "Send it back")
 
 
 def open_viewer(

@@ -48,6 +48,7 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.box = QComboBox()
         self.box.currentIndexChanged.connect(self.refresh)
         self.button = QPushButton("Update")
+        self.button.setToolTip("The surface follows edits where it takes less than 3 s to make")
         self.button.clicked.connect(self.refresh)
         self.message = QLabel()
         bar = QHBoxLayout()
@@ -73,6 +74,8 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._is_due = False
         self._took_s = 0.0
         self._is_closed = False
+        self._worker: Any = None
+        self._was_turned = False
 
     # ---- which labels
 
@@ -132,7 +135,7 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
                 yield task, "part", None
             yield task, "done", (surfaces, time.perf_counter() - began)
 
-        start_worker(steps, yielded=self._yielded, finished=self._finished)
+        self._worker = start_worker(steps, yielded=self._yielded, finished=self._finished)
 
     def _yielded(self, given: tuple[int, str, Any]) -> None:
         task, kind, content = given
@@ -182,7 +185,7 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._surface = self.model.add_surface(
             data, vertex_colors=mesh.colours, shading="smooth", name="surface"
         )
-        if not getattr(self, "_was_turned", False):
+        if not self._was_turned:
             self._was_turned = True
             self.look_from_the_front()
 
@@ -190,14 +193,16 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
         """Head up, the patient's right on the left."""
         scene = getattr(self.model, "scene", None)
         camera = self.model.camera if scene is None else scene.camera
-        self.model.reset_view()
         camera.set_view_direction((0.0, 1.0, 0.0), (-1.0, 0.0, 0.0))
+        self.model.reset_view(reset_camera_angle=False)
 
     def close_view(self) -> None:
         """Let go of the labels and of the canvas."""
         self._is_closed = True
-        self._timer.stop()
         self._watch(None)
-        with suppress(RuntimeError):
+        if self._is_busy and self._worker is not None:
+            self._worker.quit()
+        with suppress(RuntimeError):  # where the window goes too
+            self._timer.stop()
             self.model.layers.clear()
             self.widget.close()

@@ -38,6 +38,7 @@ ONLY_FIRST, ONLY_SECOND, DIFFERENT = 1, 2, 3
 
 _TOLERANCE_MM = 0.01
 _AT_ONCE = 8
+_HIGHEST = 65535
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +49,7 @@ class Side:
 
     Args:
         name: For people.
-        data: ``(i, p, l)`` uint8 or uint16, along the axes that are shown; never copied whole.
+        data: ``(i, p, l)`` integers of any type, along the axes that are shown; not copied.
         grid: Of these axes.
         scheme: Names and colours, where known.
     """
@@ -65,8 +66,8 @@ class Side:
         names = {label.name for label in known}
         more = tuple(
             Label(value, _free(f"label {value}", names), (255, 255, 255))
-            for value in present_values(self.data)
-            if value and value not in values
+            for value in _present(self.data)
+            if 0 < value <= _HIGHEST and value not in values
         )
         labels = (*known, *more) or (Label(1, "label 1", (255, 255, 255)),)
         return LabelScheme("compared", tuple(sorted(labels, key=lambda one: one.value)))
@@ -156,8 +157,8 @@ class Comparison:
         self.is_outdated = False
         self._stranger = len(self.labels) + 1
         self._luts = (
-            self._lut(first.data.dtype, [label.first for label in self.labels]),
-            self._lut(second.data.dtype, [label.second for label in self.labels]),
+            self._lut([label.first for label in self.labels]),
+            self._lut([label.second for label in self.labels]),
         )
         self._rows = np.arange(self._stranger + 1, dtype=np.int32)
         slices, height, width = first.data.shape
@@ -166,10 +167,10 @@ class Comparison:
         self._along_2 = np.zeros((slices, width), dtype=np.int32)
         self.difference: npt.NDArray[np.uint8] = np.zeros(first.data.shape, dtype=np.uint8)
 
-    def _lut(self, dtype: np.dtype[Any], values: Sequence[int | None]) -> Array:
+    def _lut(self, values: Sequence[int | None]) -> Array:
         """Value to row; 0 for background, the last row for what is in no scheme."""
         narrow = np.uint8 if self._stranger <= 255 else np.uint16
-        lut = np.full(int(np.iinfo(dtype).max) + 1, self._stranger, dtype=narrow)
+        lut = np.full(_HIGHEST + 1, self._stranger, dtype=narrow)
         lut[0] = 0
         for row, value in enumerate(values, start=1):
             if value is not None:
@@ -196,9 +197,16 @@ class Comparison:
             if done % _AT_ONCE == 0 or done == len(wanted):
                 yield done, len(wanted)
 
+    def _numbered(self, number: int, index: int) -> Array:
+        """A slice of the first (0) or second (1) map by rows of :attr:`labels`."""
+        plane = np.asarray((self.first, self.second)[number].data[index])
+        if plane.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+            plane = np.clip(plane, -1, _HIGHEST).astype(np.int64)  # the last one is in no scheme
+            plane[plane < 0] = _HIGHEST
+        return np.ascontiguousarray(self._luts[number][plane])
+
     def _read(self, index: int) -> None:
-        first = np.ascontiguousarray(self._luts[0][self.first.data[index]])
-        second = np.ascontiguousarray(self._luts[1][self.second.data[index]])
+        first, second = self._numbered(0, index), self._numbered(1, index)
         pairs, _ = count_pairs(first[None], second[None], self._rows, self._rows.size)
         counts = self._counts[index]
         counts[0], counts[1] = pairs.sum(axis=1), pairs.sum(axis=0)
@@ -207,7 +215,8 @@ class Comparison:
             self.is_outdated = True
         apart = first != second
         difference = self.difference[index]
-        difference[...] = 0
+        if self._along_1[index].any():
+            difference[...] = 0  # pages that were never written to take no memory
         if apart.any():
             difference[apart] = DIFFERENT
             difference[apart & (second == 0)] = ONLY_FIRST
@@ -246,8 +255,8 @@ class Comparison:
         rows = {str(self.labels.index(label) + 1): label for label in present}
         scheme = LabelScheme.plain("compared", {row: str(row) for row in range(1, self._stranger)})
         maps = []
-        for side, lut in zip((self.first, self.second), self._luts, strict=True):
-            numbered = lut[side.data]
+        for number, side in enumerate((self.first, self.second)):
+            numbered = np.stack([self._numbered(number, index) for index in range(self.slices)])
             numbered[numbered == self._stranger] = 0
             maps.append(LabelMap(numbered, side.grid, scheme))
         settings = EvaluationSettings(lesions=False, grid_tolerance_mm=_TOLERANCE_MM)
@@ -258,6 +267,15 @@ class Comparison:
 
 def _dice(first: int, second: int, both: int) -> float:
     return 2 * both / (first + second) if first + second else math.nan
+
+
+def _present(data: Array) -> list[int]:
+    if data.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        return present_values(np.asarray(data))
+    found: set[int] = set()
+    for plane in data:
+        found |= {int(value) for value in np.unique(np.asarray(plane))}
+    return sorted(found)
 
 
 def _is_plain(label: Label) -> bool:

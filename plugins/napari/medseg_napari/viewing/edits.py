@@ -11,13 +11,17 @@ from medseg_napari.editing.boxes import Box
 
 __all__ = ["LabelEdits", "box_of_step"]
 
+_LOOKS = ("contour", "visible", "show_selected_label", "selected_label")
+"""What a labels layer is redrawn for, besides its colours."""
+
 
 class LabelEdits:
     """Listens to a labels layer of napari.
 
     Undo and redo only redraw the layer, as scrolling does; they are told apart by the layer's
-    history, which they move, and by the slice in view, which they do not. A redraw with neither may
-    follow a change from elsewhere, so that everything counts as changed.
+    history, which they move, and by the slice in view, which they do not. A redraw for which neither
+    these nor the layer's looks are a reason may follow a change from elsewhere: then everything
+    counts as changed.
 
     Args:
         layer: napari's labels layer.
@@ -46,7 +50,9 @@ class LabelEdits:
         done, undone = self.layer._undo_history, self.layer._redo_history
         # the newest step may be a long list: its identity is enough
         newest = id(done[-1]) if done else None, id(undone[-1]) if undone else None
-        return (len(done), len(undone), *newest), getattr(self.layer, "_slice_input", None)
+        looks = tuple(getattr(self.layer, name, None) for name in _LOOKS)
+        view = (getattr(self.layer, "_slice_input", None), id(self.layer.colormap), *looks)
+        return (len(done), len(undone), *newest), view
 
     def _on_paint(self, event: Any) -> None:  # noqa: ANN401 - napari's
         self._seen = self._state()
@@ -59,7 +65,7 @@ class LabelEdits:
     def _on_redraw(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - napari's
         before, self._seen = self._seen, self._state()
         if before[0] == self._seen[0]:
-            if before[1] is not None and before[1] == self._seen[1]:
+            if before[1][0] is not None and before[1] == self._seen[1]:
                 self._changed(None)
             return
         # undone or done again: the step went from the one history to the other
