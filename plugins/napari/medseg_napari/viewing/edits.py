@@ -19,8 +19,8 @@ class LabelEdits:
     """Listens to a labels layer of napari.
 
     Undo and redo only redraw the layer, as scrolling does; they are told apart by the layer's
-    history, which they move, and by the slice in view, which they do not. A redraw for which neither
-    these nor the layer's looks are a reason may follow a change from elsewhere: then everything
+    history, which they move, and by the slice in view, which they do not. A redraw that neither
+    these nor the layer's looks are a reason for may follow a change from elsewhere: then everything
     counts as changed.
 
     Args:

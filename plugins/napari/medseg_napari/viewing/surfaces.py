@@ -83,10 +83,10 @@ def label_surface(
 ) -> LabelSurface | None:
     """The surface of one label; None where it has no voxel.
 
-    The box of the label is averaged into cells of whole voxels where it has more than
-    ``most_cells``, smoothed by 0.7 cells against steps, and cut at one half by marching cubes
-    (Lewiner et al. 2003, by scikit-image). What would vanish when smoothed is cut as it is, with
-    the level at half of its largest share.
+    Where the box of the label has more voxels than ``most_cells`` it is averaged into cells of
+    whole voxels, else it is smoothed by 0.7 voxels against steps. It is cut at one half by marching
+    cubes (Lewiner et al. 2003, by scikit-image). What would vanish when smoothed is cut as it is,
+    with the level at half of its largest share.
 
     Args:
         labels: ``(i, p, l)`` uint8 or uint16.
@@ -102,7 +102,8 @@ def label_surface(
         return None
     cell_vox = _cell_vox(box, spacing_mm, most_cells)
     shares = _shares(labels, value, box, cell_vox)
-    smooth = ndimage.gaussian_filter(shares, _SIGMA_CELLS, mode="constant")
+    sigma = [_SIGMA_CELLS if step == 1 else 0.0 for step in cell_vox]  # a mean has no steps
+    smooth = ndimage.gaussian_filter(shares, sigma, mode="constant")
     level = _HALF
     # a thin part of a large label may go, but not a label: what is small is cut as it is
     if np.count_nonzero(smooth > _HALF) < _HALF * float(shares.sum()):
