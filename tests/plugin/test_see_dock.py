@@ -64,6 +64,7 @@ def add_labels(viewer, ct):
 
 @pytest.fixture
 def dock(viewer):
+    viewer.window._qt_window.resize(800, 600)  # which a processor draws four canvases in
     return viewer.window.add_plugin_dock_widget("medseg", "See it")[1]
 
 
@@ -225,7 +226,7 @@ def test_our_tools_draw_in_every_view_and_respect_locks(qtbot, viewer, dock, add
     editing.controller.active = 1
     model = views.panes["coronal"].model
     place = labels.data_to_world((9, 11, 10))
-    editing.controller.labels_table.lock(2)
+    editing.controller.lock(2)
     drag(model, 1, [(5, 5)], position=place)
     changed = labels.data != before
     assert changed.any() or (before[9, 11, 10] == 1)
@@ -253,6 +254,7 @@ def test_layers_come_and_go_in_all_views_and_closing_leaves_nothing(
     first = add_labels(made_labels(), "first")
     dock.compare._layers_changed()
     show = (viewer.dims.order, viewer.dims.ndisplay, viewer.window._qt_viewer.parentWidget())
+    gc.collect()
     before, canvases = listeners(), len(QtViewer._instances)
     dock.toggle_views()
     views = dock.views
@@ -325,10 +327,15 @@ def test_presets_numbers_and_the_mouse_set_the_window_in_hu(viewer, ct, dock):
 
 
 def test_suv_presets_are_those_of_pet(viewer, dock, tmp_path):
+    from pydicom import Dataset
+
     from medseg.io.scan import DicomSource
 
-    header = {"Modality": "PT"}
-    origin = LayerOrigin.of(GRID, DicomSource((header,)))
+    headers = tuple(Dataset() for _ in range(GRID.shape_ijk[2]))
+    for header in headers:
+        header.Modality = "PT"
+    source = DicomSource(tmp_path, headers, np.diag([1.0, 1.5, 2.0, 1.0]))
+    origin = LayerOrigin.of(GRID, source)
     suv = np.random.default_rng(0).random(origin.shown_grid.shape_ijk).astype(np.float32) * 20
     layer = viewer.add_image(suv, **origin.layer_settings("PET"))
     dock.brightness.choose("SUV 0 to 15")

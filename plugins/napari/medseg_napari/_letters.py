@@ -43,41 +43,41 @@ class Letters:
         from vispy.scene.visuals import Text  # type: ignore[import-untyped] # noqa: PLC0415
 
         self._canvas = canvas
-        self._texts = [
-            Text(" ", color=_COLOUR, font_size=_SIZE_PT, bold=True, parent=canvas.view)
-            for _ in range(4)
-        ]
+        font = getattr(canvas, "_font_info", None)  # napari's, so that no glyph is made twice
+        own = {} if font is None else {"font_manager": font.font_manager, "face": font.face}
+        self._letters: tuple[str, ...] = ()
+        self._text = Text(
+            list("    "), color=_COLOUR, font_size=_SIZE_PT, bold=True, parent=canvas.view, **own
+        )
+        self._text.visible = False
         self._resized = canvas._scene_canvas.events.resize
         self._resized.connect(self._place)
 
     def show(self, displayed: Sequence[int], *, visible: bool) -> None:
         """Write the letters of a plane; none in a view of the whole."""
-        visible = visible and len(displayed) == 2
-        for text, letter in zip(
-            self._texts, sides_of(displayed) if visible else "    ", strict=True
-        ):
-            text.visible = visible
-            text.text = letter
-        self._place()
+        letters = sides_of(displayed) if visible and len(displayed) == 2 else ()
+        if letters != self._letters:
+            self._letters = letters
+            self._text.visible = bool(letters)
+            if letters:
+                self._text.text = list(letters)
+                self._place()
 
     @property
     def shown(self) -> tuple[str, ...]:
         """What can be read: top, bottom, left and right."""
-        return tuple(text.text for text in self._texts if text.visible)
+        return self._letters
 
     def _place(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - vispy's
         width, height = self._canvas._scene_canvas.size
-        ends = (
+        self._text.pos = [
             (width / 2, _MARGIN_PX),
             (width / 2, height - _MARGIN_PX),
             (_MARGIN_PX, height / 2),
             (width - _MARGIN_PX, height / 2),
-        )
-        for text, place in zip(self._texts, ends, strict=True):
-            text.pos = place
+        ]
 
     def close(self) -> None:
         """Take them off the canvas."""
         self._resized.disconnect(self._place)
-        for text in self._texts:
-            text.parent = None
+        self._text.parent = None
