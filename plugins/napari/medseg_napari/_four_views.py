@@ -321,8 +321,6 @@ class FourViews:
         if len(order) == self.viewer.dims.ndim:
             self.viewer.dims.order = order
         self.viewer.dims.ndisplay = ndisplay
-        for pane in self._ours():
-            pane.model.layers.clear()
         QTimer.singleShot(_FIT_AFTER_MS, self.fit)
 
     def fit(self) -> None:

@@ -159,8 +159,9 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._unwatch()
         chosen = {role: box.currentData() for role, box in self.boxes.items()}
         self._hd95 = {}
-        self._drop_difference()
         self.controller.choose(chosen)
+        if not self.controller.pairs:
+            self._drop_difference()
         for role, one in self.controller.chosen.items():
             if not one.as_it_came:
                 self._edits.append(LabelEdits(one.layer, self._marker(role)))
@@ -325,8 +326,8 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
     def _show_difference(self, shown: bool) -> None:
         if shown:
             self._draw_difference()
-        else:
-            self._drop_difference()
+        elif self._difference is not None:
+            self._difference.visible = False  # to take a layer away costs napari half a second
 
     def _draw_difference(self) -> None:
         comparison = self.comparison
@@ -340,11 +341,13 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
             )
             if active is not None:
                 self._viewer.layers.selection = {active}
-        elif self._difference.data is comparison.difference:
+            return
+        if self._difference.data is comparison.difference:
             self._difference.refresh(thumbnail=False, highlight=False, extent=False)
         else:
             self._difference.data = comparison.difference
             self._difference.name = name
+        self._difference.visible = True
 
     def _drop_difference(self) -> None:
         layer, self._difference = self._difference, None

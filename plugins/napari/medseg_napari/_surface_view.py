@@ -175,16 +175,20 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     def _show(self, mesh: Mesh | None) -> None:
         if mesh is None or self._layer is None:
-            self.model.layers.clear()
-            self._surface = None
+            if self._surface is not None:
+                self._surface.visible = False
             return
         vertices = mesh.vertices_mm + np.asarray(self._layer.translate, dtype=np.float32)
         data = (vertices, mesh.faces, np.ones(len(vertices), np.float32))
-        if self._surface is not None:
-            self.model.layers.clear()
-        self._surface = self.model.add_surface(
-            data, vertex_colors=mesh.colours, shading="smooth", name="surface"
-        )
+        if self._surface is None:
+            self._surface = self.model.add_surface(
+                data, vertex_colors=mesh.colours, shading="smooth", name="surface"
+            )
+        else:  # a layer less costs napari half a second; colours must be as many as vertices
+            self._surface.vertex_colors = None
+            self._surface.data = data
+            self._surface.vertex_colors = mesh.colours
+            self._surface.visible = True
         if not self._was_turned:
             self._was_turned = True
             self.look_from_the_front()
@@ -204,5 +208,4 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
             self._worker.quit()
         with suppress(RuntimeError):  # where the window goes too
             self._timer.stop()
-            self.model.layers.clear()
             self.widget.close()
