@@ -161,6 +161,7 @@ def test_the_cursor_is_common_to_all_views_however_it_is_moved(qtbot, viewer, ct
     for callback in sagittal.mouse_move_callbacks:
         callback(sagittal, event)
     assert positions(views)[0] == viewer.dims.range[0].stop
+    assert viewer.cursor.position == event.position  # for what is done under the pointer
     # the window's canvas turned to another plane keeps the cursor
     views.move_to(at)
     press(viewer, "F6")
@@ -229,6 +230,10 @@ def test_painting_and_undo_in_one_view_are_seen_in_all(qtbot, viewer, ct, dock, 
     editing.controller.active = 1
     editing.controller.lock(2)
     model = views.panes["sagittal"].model
+    pressed = []
+    labels.bind_key("Shift-J", pressed.append)
+    press(viewer, "Shift-J", in_model=model)
+    assert len(pressed) == 1
     twin = views.panes["sagittal"].twins[id(labels)].layer
     assert model.layers.selection.active is twin
     assert not twin.mouse_pan  # a click draws and does not move the cursor

@@ -28,6 +28,7 @@ from medseg_napari.viewing.comparing import CompareController, steps
 from medseg_napari.viewing.comparison import Comparison, Side, match_labels
 from medseg_napari.viewing.doubt import DoubtWalk, by_difference, by_doubt, spot_of
 from medseg_napari.viewing.edits import box_of_step
+from medseg_napari.viewing.keys import KEYS
 from medseg_napari.viewing.sides import Chosen, check_same_grid, drawn_grid
 from medseg_napari.viewing.surfaces import joined, label_surface, label_surfaces
 from medseg_napari.viewing.windows import AS_OPENED, dragged, unit_of, window_choices
@@ -475,3 +476,17 @@ def test_the_letters_are_those_of_a_light_box():
     assert sides_of((1, 2)) == ("A", "P", "R", "L")
     assert sides_of((0, 2)) == ("H", "F", "R", "L")
     assert sides_of((0, 1)) == ("H", "F", "A", "P")
+
+
+# ---- keys
+
+
+def test_the_page_lists_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "napari-viewing.md").read_text(encoding="utf-8")
+    listed = {
+        one.strip()
+        for line in page.split("## Keys")[1].splitlines()
+        if line.startswith("| ")
+        for one in line.split("|")[1].split(",")
+    }
+    assert listed - {"press", "---"} == {key.press for key in KEYS}

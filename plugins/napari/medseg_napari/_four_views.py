@@ -269,6 +269,9 @@ class FourViews:
             self._to_event(event)
 
     def _moved(self, model: Any, event: Any) -> None:  # noqa: ANN401 - napari's
+        if model is not self.viewer and len(event.position) == self.viewer.dims.ndim:
+            # what is done under the pointer asks the window's viewer where that is
+            self.viewer.cursor.position = tuple(event.position)
         if "Shift" in event.modifiers and model.dims.ndisplay == 2:
             self._to_event(event)
 

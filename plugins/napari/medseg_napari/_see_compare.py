@@ -187,12 +187,16 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     @property
     def layer(self) -> Any:  # noqa: ANN401 - napari's
-        """The corrected labels, or whichever are chosen; None without any."""
+        """The corrected labels, else whichever are chosen, selected or on top; None without any."""
         for role in ROLES:
             one = self.boxes[role].currentData()
             if one is not None and one.layer in self._viewer.layers:
                 return one.layer
-        return None
+        active = self._viewer.layers.selection.active
+        if isinstance(active, Labels):
+            return active
+        seen = [one for one in self._viewer.layers if isinstance(one, Labels) and one.visible]
+        return seen[-1] if seen else None
 
     # ---- figures
 

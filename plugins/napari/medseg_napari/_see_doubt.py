@@ -105,7 +105,7 @@ class DoubtSection(QWidget):  # type: ignore[misc] # Qt is untyped here
         """What a ranking now would be of: the axis, and the doubt or the comparison's figures."""
         doubt = self._doubt_layer()
         if doubt is not None:
-            return (self.axis, "doubt", id(doubt), id(doubt.data))
+            return (self.axis, "doubt", id(doubt), id(doubt.data), id(self._labels()))
         comparison = self._comparison()
         if comparison is None:
             return ()

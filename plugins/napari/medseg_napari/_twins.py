@@ -61,6 +61,8 @@ class Twin:
             self._listen(self.layer.events.labels_update, self._on_twin_stroke)
             self._listen(self.layer.events.paint, self._on_twin_paint)
             self.layer.mouse_drag_callbacks.append(self._on_drag)
+            if hasattr(self.main, "_keymap"):
+                self.layer._keymap = self.main._keymap  # what is bound to the layer, now or later
         else:
             self._listen(self.main.events.set_data, self._on_redraw)
         self._slice_of_main = getattr(self.main, "_slice_input", None)
