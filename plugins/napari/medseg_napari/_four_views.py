@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from napari.components import ViewerModel
+from napari.layers import Labels
 from napari.qt import QtViewer
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QSplitter
@@ -180,11 +181,17 @@ class FourViews:
         was_empty = not any(pane.twins for pane in self._ours())
         self._add(layer)
         self._sort()
-        if was_empty:
-            for pane in self.panes.values():
-                pane.model.reset_view()
+        if was_empty:  # only now there are planes
+            for plane, pane in self.panes.items():
+                show_plane(pane.model, plane)
         self._active_changed()
         self.move_to(self.viewer.dims.point if was_empty else self.point)
+        self._make_surface(layer)
+
+    def _make_surface(self, layer: Any) -> None:  # noqa: ANN401 - napari's
+        """Labels came or went: the surface may be of others."""
+        if isinstance(layer, Labels):
+            QTimer.singleShot(0, self.surface.refresh)
 
     def _removed(self, layer: Any) -> None:  # noqa: ANN401 - napari's
         for pane in self._ours():
@@ -193,6 +200,7 @@ class FourViews:
                 twin.close()
                 with suppress(ValueError):
                     pane.model.layers.remove(twin.layer)
+        self._make_surface(layer)
 
     def _sort(self) -> None:
         for pane in self._ours():

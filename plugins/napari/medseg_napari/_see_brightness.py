@@ -106,7 +106,7 @@ class BrightnessSection(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     def _image_changed(self, index: int = 0) -> None:  # noqa: ARG002 - Qt's
         image = self.image
-        if image is self._watched:
+        if image is not None and image is self._watched:
             return
         self._unwatch()
         self._watched = image

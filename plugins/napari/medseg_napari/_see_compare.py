@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from napari.layers import Labels
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -52,13 +52,14 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     Args:
         viewer: napari's viewer.
-        changed: Called when there are new figures.
     """
 
-    def __init__(self, viewer: Any, changed: Callable[[], None]) -> None:  # noqa: ANN401 - napari's
+    changed = Signal()
+    """There are new figures, or none any more."""
+
+    def __init__(self, viewer: Any) -> None:  # noqa: ANN401 - napari's
         super().__init__()
         self._viewer = viewer
-        self._changed = changed
         self.controller = CompareController()
         self._edits: list[LabelEdits] = []
         self._difference: Any = None
@@ -171,6 +172,7 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
         same = next((pair for pair in pairs if pair == wanted), None)
         fill(self.pair_box, names, same)
         self._show()
+        self.changed.emit()
         self.refresh()
 
     def _marker(self, role: str) -> Callable[[Any], None]:
@@ -238,7 +240,7 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
             self._hd95 = {}
             self._draw_difference()
             self._show()
-            self._changed()
+            self.changed.emit()
         elif update.message:
             self._show()
 
@@ -325,7 +327,7 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._hd95 = {}
         self._draw_difference()
         self._show()
-        self._changed()
+        self.changed.emit()
 
     def _show_difference(self, shown: bool) -> None:
         if shown:

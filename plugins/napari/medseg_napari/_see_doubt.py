@@ -185,6 +185,11 @@ class DoubtSection(QWidget):  # type: ignore[misc] # Qt is untyped here
         if self.walk.place is not None:
             self.list.setCurrentRow(self.walk.place)
 
+    def compared(self) -> None:
+        """There are new figures of a comparison: a list by differences follows them at once."""
+        if self._doubt_layer() is None and self.is_stale:
+            self.rank()
+
     # ---- the walk
 
     def step(self, by: int) -> None:

@@ -42,10 +42,11 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.views: FourViews | None = None
         self.brightness = BrightnessSection(self._viewer)
         self.overlay = OverlaySection(self._viewer)
-        self.compare = CompareSection(self._viewer, self._compared)
+        self.compare = CompareSection(self._viewer)
         self.doubt = DoubtSection(
             self._viewer, lambda: self.compare.layer, lambda: self.compare.comparison, self._go
         )
+        self.compare.changed.connect(self.doubt.compared)
         self._build()
         self._bound: list[tuple[str, Callable[[Any], None]]] = []
         self._bind_keys()
@@ -167,10 +168,6 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
     def previous_doubtful(self) -> None:
         """Go back to the doubtful slice before."""
         self.doubt.step(-1)
-
-    def _compared(self) -> None:
-        if self.doubt.is_stale and not self.doubt.walk.slices:
-            self.doubt.rank()
 
     def _go(self, one: RankedSlice, voxel: tuple[int, int, int] | None, layer: Any) -> None:  # noqa: ANN401
         """Show a slice; with four views the cursor goes to where the doubt is."""

@@ -108,7 +108,10 @@ class SurfaceView(QWidget):  # type: ignore[misc] # Qt is untyped here
         """Make the surface anew, in the background; once more where one is being made."""
         if self._is_closed:
             return
-        layer = self._labels_layer()
+        try:
+            layer = self._labels_layer()
+        except RuntimeError:  # the window is being closed
+            return
         self._watch(layer)
         if layer is None or layer.data.ndim != 3:
             self._show(None)
