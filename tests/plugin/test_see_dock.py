@@ -161,7 +161,7 @@ def test_the_cursor_is_common_to_all_views_however_it_is_moved(qtbot, viewer, ct
     for callback in sagittal.mouse_move_callbacks:
         callback(sagittal, event)
     assert positions(views)[0] == viewer.dims.range[0].stop
-    assert viewer.cursor.position == event.position  # for what is done under the pointer
+    assert viewer.cursor.position[1:] == event.position[1:]  # for what is done under the pointer
     # the window's canvas turned to another plane keeps the cursor
     views.move_to(at)
     press(viewer, "F6")
