@@ -22,6 +22,7 @@ from medseg.errors import ConfigError, ShapeError
 __all__ = [
     "DoubtfulSlice",
     "UncertaintySummary",
+    "distinct_peaks",
     "mean_entropy_per_label",
     "rank_doubtful_slices",
     "slice_axis",
@@ -211,7 +212,7 @@ def rank_doubtful_slices(
             float(scores[index] / sizes[index] / 255.0),
             labels.scheme.by_value(int(owners[index])).name if owners[index] else BACKGROUND,
         )
-        for index in _distinct(scores, apart, count)
+        for index in distinct_peaks(scores, apart, count)
     )
 
 
@@ -273,11 +274,20 @@ def _spread(label_ab: npt.NDArray[Any]) -> None:
     np.copyto(label_ab[:-1], old[1:], where=label_ab[:-1] == 0)
 
 
-def _distinct(scores: npt.NDArray[np.float64], apart: int, count: int) -> list[int]:
-    """Indices of the largest scores above 0, each more than ``apart`` from those before it."""
+def distinct_peaks(
+    scores: npt.NDArray[np.float64], apart: int, count: int, *, least_share: float = _LEAST_SHARE
+) -> list[int]:
+    """Indices of the largest scores above 0, each more than ``apart`` from those before it.
+
+    Args:
+        scores: ``(n,)``, none below 0.
+        apart: In indices.
+        count: Largest number of them.
+        least_share: Scores up to this share of the largest are left out.
+    """
     left = scores.copy()
     chosen: list[int] = []
-    least = _LEAST_SHARE * left.max()
+    least = least_share * left.max()
     while len(chosen) < count and left.max() > least:
         index = int(left.argmax())
         chosen.append(index)

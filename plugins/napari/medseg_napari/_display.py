@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from medseg.io.scan import DicomSource, Source
 
-__all__ = ["PRESETS", "Window", "display_settings", "window_of"]
+__all__ = ["PRESETS", "Window", "display_settings", "modality_of", "sample_of", "window_of"]
 
 _SAMPLES = 1 << 20
 _LEAST_AIR, _MOST_AIR = -4000.0, -900.0  # what CT has around the patient, padding included
@@ -73,7 +73,7 @@ def modality_of(data: npt.NDArray[Any], source: Source) -> str:
     """DICOM's modality; ``CT`` for voxels of other formats that reach down to air, else empty."""
     if isinstance(source, DicomSource):
         return str(source.datasets[0].get("Modality") or "")
-    least = float(_sample(data).min())
+    least = float(sample_of(data).min())
     return "CT" if _LEAST_AIR <= least <= _MOST_AIR else ""
 
 
@@ -90,7 +90,7 @@ def window_of(data: npt.NDArray[Any], source: Source) -> Window:
             return told
     if modality in PRESETS:
         return next(iter(PRESETS[modality].values()))
-    sample = _sample(data)
+    sample = sample_of(data)
     low, high = (float(value) for value in np.percentile(sample, (0.5, 99.5)))
     if not low < high:
         low, high = float(sample.min()), float(sample.max())
@@ -113,7 +113,7 @@ def _of_header(source: DicomSource) -> Window | None:
     return Window(centre, width) if usable else None
 
 
-def _sample(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def sample_of(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Finite voxels, about a million of them at the most, spread over the image."""
     step = max(1, math.ceil((data.size / _SAMPLES) ** (1 / max(1, data.ndim))))
     values = data[(slice(step // 2, None, step),) * data.ndim]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SAMPLES", "main", "open_viewer"]
 
 SAMPLES = ("hippocampus", "ct", "heart")
-DOCKS = ("Run a model", "Correct it", "Send it back")
+DOCKS = ("Run a model", "Correct it", "See it", "Send it back")
 
 
 def open_viewer(

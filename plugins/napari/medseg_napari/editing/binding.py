@@ -25,12 +25,13 @@ from medseg.io.scan import DicomSource
 from medseg_napari._layers import plain_scheme
 from medseg_napari._origin import METADATA_KEY, LayerOrigin, origin_of
 from medseg_napari.editing.autosave import Autosave, Recoverable, source_key
-from medseg_napari.editing.boxes import Box, LabelArray
+from medseg_napari.editing.boxes import LabelArray
 from medseg_napari.editing.change import Change
 from medseg_napari.editing.choices import Tool
 from medseg_napari.editing.controller import EditController
 from medseg_napari.editing.edited_layer import check_editable
 from medseg_napari.editing.history import atoms_of, change_in, change_of_atoms
+from medseg_napari.editing.redraw import redraw_box
 from medseg_napari.editing.table import LabelTable
 
 __all__ = ["LayerEditing", "NapariLabels", "identity_of", "start_editing"]
@@ -109,19 +110,7 @@ class NapariLabels:
         box = change.box
         if box is None:
             return
-        layer = self.layer
-        if not hasattr(layer, "_accumulate_updated_slice"):
-            layer.refresh()
-        elif self._in_view(box):
-            if np.shares_memory(layer.data, layer._slice.image.view):
-                layer._accumulate_updated_slice(box)
-                layer._partial_labels_refresh()
-            else:
-                layer.refresh(thumbnail=False, highlight=False, extent=False)
-
-    def _in_view(self, box: Box) -> bool:
-        shown = self.layer._get_pt_not_disp()
-        return all(box[axis].start <= at < box[axis].stop for axis, at in shown.items())
+        redraw_box(self.layer, box)
 
     def recolour(self, labels: LabelTable) -> None:
         """Colour the layer as the table says, and keep the table with the layer for saving."""
