@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 __all__ = ["DOUBT_DETAIL", "Doubt", "doubt_of_report", "read_doubt"]
 
@@ -43,8 +43,10 @@ class Doubt:
         found = details.get(DOUBT_DETAIL)
         if not isinstance(found, Mapping):
             return None
-        entropy, structure = found.get("mean_entropy"), found.get("structure")
-        return cls(float(entropy), str(structure)) if _is_share(entropy) else None
+        entropy = found.get("mean_entropy")
+        if not _is_share(entropy):
+            return None
+        return cls(float(entropy), str(found.get("structure")))
 
 
 def doubt_of_report(report: Mapping[str, Any]) -> Doubt | None:
@@ -81,5 +83,5 @@ def read_doubt(report: Path) -> Doubt | None:
     return doubt_of_report(content) if isinstance(content, dict) else None
 
 
-def _is_share(value: object) -> bool:
+def _is_share(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -111,6 +111,7 @@ def add_review(
     effort: Mapping[str, Any] | None = None,
     file: str = "",
     sha256: str = "",
+    publish: Callable[[], None] | None = None,
 ) -> Review:
     """Enter a review, in one transaction.
 
@@ -125,6 +126,8 @@ def add_review(
         effort: As there.
         file: As there.
         sha256: As there.
+        publish: Gives files that were made under other names their own; called once nothing can
+            refuse the review any more.
 
     Raises:
         ConfigError: ``review-conflict`` if somebody else reviewed the case meanwhile;
@@ -162,6 +165,8 @@ def add_review(
                 *(None if effort is None else json.dumps(effort, allow_nan=False), file, sha256),
             ),
         )
+        if publish is not None:
+            publish()
     return review
 
 
@@ -234,5 +239,6 @@ def _name(db: sqlite3.Connection, case: int) -> str:
 
 
 def _review(row: Sequence[Any]) -> Review:
-    *start, effort, file, sha256 = row
-    return Review(*start, None if effort is None else json.loads(effort), file, sha256)
+    case, revision, state, at_s, result, note, seconds, effort, file, sha256 = row
+    content = None if effort is None else json.loads(effort)
+    return Review(case, revision, state, at_s, result, note, seconds, content, file, sha256)
