@@ -83,7 +83,7 @@ def test_cases_are_sorted_filtered_and_gone_through_by_doubt(out):
         assert names(work.shown("state", descending=True))[0] == "broken"
         assert names(work.shown(only="no result")) == ["broken"]
         assert named(work, "broken").row.code == "file-empty"
-        assert names(work.shown(text="ZERO BYTES")) == ["broken"]
+        assert names(work.shown(text="FILE-EMPTY")) == ["broken"]
         assert names(work.by_doubt()) == ["b", "a", "c"]
         first = work.next_case(None)
         assert first.row.name == "b"

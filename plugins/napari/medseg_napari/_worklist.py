@@ -212,12 +212,7 @@ class WorkList:
             text: What the name, the reason or the review has in it.
         """
         wanted = text.strip().lower()
-        found = [
-            case
-            for case in self.cases
-            if _passes(case, only)
-            and wanted in f"{case.row.name}\n{case.reason}\n{case.review_text}".lower()
-        ]
+        found = [case for case in self.cases if _passes(case, only) and wanted in _words_of(case)]
         if sort == "doubt":
             known = [case for case in found if case.doubt is not None]
             known.sort(key=_doubt_of, reverse=descending)
@@ -366,6 +361,10 @@ def _passes(case: WorkCase, only: Filter) -> bool:
     if only == "reviewed":
         return case.is_reviewed
     return case.review is not None and case.review.state == only
+
+
+def _words_of(case: WorkCase) -> str:
+    return "\n".join((case.row.name, case.row.code or "", case.reason, case.review_text)).lower()
 
 
 def _doubt_of(case: WorkCase) -> float:
