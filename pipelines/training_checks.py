@@ -29,8 +29,8 @@ __all__ = [
     "load_start",
 ]
 
-# what decides how a network computes, and not what
-_MANNER = {"memory"}
+# what decides how a network computes, and not what; or follows from channels and labels
+_MANNER = {"memory", "in_channels", "out_channels"}
 
 
 def complete_settings(settings: RunSettings) -> RunSettings:
