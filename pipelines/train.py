@@ -224,19 +224,21 @@ def train(
         torch.manual_seed(settings.training.seed)
         network = build_volume_network(settings.network, settings.inputs)
         check_extents(settings, network)
+        started = None
+        if earlier is None or earlier.checkpoint is None:
+            started = load_start(settings, network, hearer)
+        else:
+            with suppress(MedsegError):  # it was written with the checkpoint
+                started = load_card(run_folder).training.started_from
         # what is wrong with the network is told before the dataset is opened
         if data is None and data_root is None and earlier is not None:
             _check_place(run_folder, settings, earlier.settings)
         data = data or read_data(settings, root)
         check_data(settings, data)
-        started = None
         if earlier is None or earlier.checkpoint is None:
             load_encoder(settings, network, hearer)
-            started = load_start(settings, network, hearer)
         elif earlier.checkpoint is not None:
             hearer.noted(f"going on after step {earlier.checkpoint.step}")
-            with suppress(MedsegError):  # it was written with the checkpoint
-                started = load_card(run_folder).training.started_from
         folder = RunFolder.of(run_folder, settings, root)
         if earlier is not None:
             folder = RunFolder(run_folder, earlier.config_yaml)

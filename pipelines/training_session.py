@@ -330,7 +330,7 @@ class TrainingSession:
         check_foreground(training_cases.cases, settings.target_names, self.data.name, self.listener)
         held_out = (
             cached(self.data.validation, validation_transforms(read), "reading validation cases")
-            if ranks.first
+            if ranks.first and self.data.validation
             else None
         )
         for case in held_out.cases if held_out is not None else ():

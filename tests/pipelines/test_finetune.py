@@ -1,10 +1,10 @@
 """Training on from a model: only where its weights mean the same; old and new compared honestly."""
 
 import json
+import math
 import os
-import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -22,13 +22,12 @@ from medseg.models.card import load_card
 from medseg.models.folder import load_model
 from medseg.training.settings import parse_settings
 from pipelines.cli import app
+from pipelines.event_lines import EventLines, call_when_closed
 from pipelines.finetune import corrected_cases, finetune, tuned_settings
 from pipelines.train import complete_settings, train
 from pipelines.training_checks import check_start, load_start
 from tests.tiny_dataset import tiny_settings, write_dataset
 from tests.tiny_model import write_tiny_model
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,10 @@ def test_training_begins_with_the_weights_of_the_model_and_says_so(model, cases,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"network": {"widths": [4, 16]}}, r"expected network.settings.widths \[4, 16\]"),
+        (
+            {"network": {"widths": [4, 16]}},
+            r"expected network.settings.widths 4, 16, as in the run",
+        ),
         ({"channel": "T2"}, "expected channels T2, as in the run .*, found T1"),
         ({"label": "middle"}, "expected labels near, middle, as in the run .*, found near, far"),
         ({"name": "neunet"}, "expected network neunet, as in the run .*, found revunet"),
@@ -237,30 +239,53 @@ def test_cases_of_other_labels_or_channels_are_refused_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
-def begun(model, cases, out, *words):
-    command = [sys.executable, "-m", "pipelines.cli", "finetune", str(model), "--data", str(cases)]
-    return subprocess.Popen(
-        [*command, "-o", str(out), "--device", "cpu", "--threads", "1", "--events", *words],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}", "OMP_NUM_THREADS": "1"},
-    )
+def test_how_it_ended_is_told_to_the_program_that_started_it(model, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.event_lines.call_when_closed", lambda wish: None)
+    monkeypatch.setattr("os.nice", lambda by: 0)  # this process is the one of all tests
+    words = ("finetune", model, "--data", cases, "-o", tmp_path / "run", "--events", "--steps", 1)
+    (tmp_path / "run").write_bytes(b"in the way")
+    told = run(*words, "--device", "cpu", code=1).stdout.splitlines()
+    last = json.loads(told[-1])
+    assert (last["event"], last["code"]) == ("failed", "run-folder-exists")
+    (tmp_path / "run").unlink()
+    monkeypatch.setattr("pipelines.event_lines.call_when_closed", lambda wish: wish())
+    told = run(*words, "--device", "cpu", code=130).stdout.splitlines()
+    assert json.loads(told[-1]) == {"event": "stopped"}
+    assert not (tmp_path / "run").exists()
 
 
-def test_it_tells_its_parent_how_far_it_is_and_ends_with_it(model, cases, tmp_path):
-    with begun(model, cases, tmp_path / "run", "--steps", "100000") as process:
-        events = []
-        for line in process.stdout:
-            events.append(json.loads(line))
-            if events[-1]["event"] == "measured":
-                process.stdin.close()  # as where the parent has died
-        assert process.wait(timeout=120) == 130
-    names = [event["event"] for event in events]
-    assert {"started", "advanced", "noted", "measured"} <= set(names)
-    last = events[-1]
-    assert (last["event"], last["finished"]) == ("finished", False)
-    assert 0 < last["steps"] < 100000
-    assert "interrupted" in last["note"]
-    assert load_card(tmp_path / "run").training.finished is False
+def test_progress_is_told_in_lines_and_closed_input_is_a_wish_to_stop(capsys, monkeypatch):
+    lines = EventLines()
+    lines.started("steps", 3)
+    for done in (1, 2, 3):  # too fast for every step to be told
+        lines.advanced("steps", done)
+    lines.measured("dice", math.nan)
+    lines.noted("a note")
+    assert not lines.cancelled()
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[0] == {"event": "started", "stage": "steps", "total": 3}
+    assert told[-3] == {"event": "advanced", "stage": "steps", "done": 3}
+    assert len(told) < 7
+    assert told[-2:] == [
+        {"event": "measured", "name": "dice", "value": None},
+        {"event": "noted", "message": "a note"},
+    ]
+    gone = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    gone.close()
+    monkeypatch.setattr(sys, "stdout", gone)
+    lines.noted("nobody listens")  # and nothing happens
+
+    reader, writer = os.pipe()
+    before = os.dup(0)
+    os.dup2(reader, 0)
+    wishes = threading.Event()
+    try:
+        call_when_closed(wishes.set)
+        os.write(writer, b"not yet")
+        assert not wishes.wait(0.05)
+        os.close(writer)
+        assert wishes.wait(10)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reader)

@@ -1,8 +1,12 @@
-"""Fine-tuning from the viewer's side, without one: a real process, watched, stopped, and failing."""
+"""Fine-tuning from the viewer's side, without one: a process that is watched, stopped, failing."""
 
-import json
+import os
+import signal
+import sys
 import time
+from dataclasses import fields
 
+import psutil
 import pytest
 
 from medseg.errors import ConfigError
@@ -64,32 +68,6 @@ def watch(controller, until=lambda state: not state.is_busy):
     return seen
 
 
-def test_a_tiny_model_is_tuned_in_a_process_and_compared_with_the_old_one(request_of, models):
-    told = []
-    controller = FineTuneController(told.append)
-    request = request_of()
-    assert controller.begin(request)
-    assert not controller.begin(request)  # one at a time
-    seen = watch(controller)
-    state = controller.state
-    assert state.phase == "done", state.message
-    assert {"starting", "running"} <= {one.phase for one in seen}
-    stages = {one.stage for one in told}
-    assert {"reading cases", "comparing with the old model"} <= stages
-    assert any(one.loss is not None for one in told)
-    assert state.run_folder == request.out
-    assert "tiny-tuned: 2 steps in" in state.message
-    assert [row.structure for row in state.dice][:2] == ["near", "far"]
-    record = json.loads((request.out / "finetune.json").read_text(encoding="utf-8"))
-    assert state.held_out == tuple(case["case"] for case in record["held_out"])
-    for row in state.dice[:2]:
-        assert record["dice"][row.structure]["before"] == pytest.approx(row.before, abs=1e-4)
-    new = load_card(request.out)
-    old = load_card(models / "tiny")
-    assert new.training.started_from.weights_sha256 == old.weights_sha256 != new.weights_sha256
-    assert controller.wait(1)
-
-
 def test_a_stop_ends_it_cleanly_and_keeps_the_model_so_far(request_of):
     controller = FineTuneController()
     assert controller.begin(request_of(steps=1_000_000))
@@ -133,22 +111,67 @@ def test_what_cannot_be_begun_is_told_without_a_process(request_of, models, case
     controller.close()
 
 
+class Script(FineTuneRequest):
+    """A process that does what a line of Python says."""
+
+    line = ""
+
+    def command(self):
+        return [sys.executable, "-c", self.line]
+
+
+def script(request, line):
+    made = Script(*(getattr(request, one.name) for one in fields(request)))
+    type(made).line = line
+    return made
+
+
 def test_a_process_that_dies_or_fails_gives_a_message(request_of, models, tmp_path):
     folder = write_tiny_model(tmp_path / "dead" / "tiny")
     model = find_all_models(folder.parent).named("tiny")
     (folder / "weights.safetensors").write_bytes(b"nothing")
     controller = FineTuneController()
-    assert controller.begin(request_of(model=model))
+    assert not controller.begin(request_of(model=model))
+    assert "expected the sha256 on the card" in controller.state.message
+    (folder / "weights.safetensors").unlink()
+    assert not controller.begin(request_of(model=model))
+    assert "found no file that can be read" in controller.state.message
+
+    event = '{"event": "failed", "code": "disk-full", "message": "no room"}'
+    assert controller.begin(script(request_of(), f"print('nonsense'); print('{event}')"))
     watch(controller)
-    assert controller.state.phase == "failed"
-    assert "[weights-hash]" in controller.state.message
-    assert not (tmp_path / "tiny-tuned").exists()
+    assert (controller.state.phase, controller.state.message) == ("failed", "no room [disk-full]")
+    last_words = "import sys; sys.stderr.write('what was wrong\\n'); sys.exit(3)"
+    assert controller.begin(script(request_of(), last_words))
+    watch(controller)
+    assert "ended unexpectedly (exit code 3). what was wrong" in controller.state.message
+    assert controller.begin(script(request_of(), 'print(\'{"event": "stopped"}\')'))
+    watch(controller)
+    assert controller.state.message == "Stopped; nothing was kept"
 
     assert controller.begin(request_of())
-    controller._process.kill()
+    os.kill(controller.process, signal.SIGKILL)
     watch(controller)
     assert controller.state.phase == "failed"
-    assert "ended unexpectedly (exit code -9), perhaps because memory" in controller.state.message
+    assert "(exit code -9), perhaps because memory ran out" in controller.state.message
+
+
+def test_a_second_stop_ends_it_at_once_and_a_closed_viewer_takes_it_along(request_of):
+    controller = FineTuneController()
+    deaf = "import time; time.sleep(600)"
+    assert controller.begin(script(request_of(), deaf))
+    controller.stop()
+    controller.stop()
+    watch(controller)
+    assert controller.state.phase == "stopped"
+    assert "Ended at once" in controller.state.message
+
+    assert controller.begin(script(request_of(), "import sys; sys.stdin.read()"))
+    process = psutil.Process(controller.process)
+    controller.close()
+    assert controller.process is None
+    psutil.wait_procs([process], timeout=LONG_S)
+    assert not process.is_running()
 
 
 def test_a_training_set_is_described_before_the_start(cases, models):

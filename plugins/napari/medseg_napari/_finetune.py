@@ -8,6 +8,7 @@ so the training never outlives the viewer for long.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -24,7 +25,8 @@ from typing import IO, Any, Literal
 
 import medseg
 from medseg.data.layouts import list_cases
-from medseg.errors import ConfigError, MedsegError
+from medseg.errors import ConfigError, FormatError, MedsegError
+from medseg.models.card import model_folder
 from medseg_napari._models import FoundModel
 
 __all__ = [
@@ -180,6 +182,7 @@ def check_request(request: FineTuneRequest) -> None:
 
     Raises:
         ConfigError: ``finetune-ensemble``, ``finetune-labels``, ``run-folder-exists``.
+        FormatError: ``weights-hash`` if the model is damaged.
         MedsegError: As :func:`look_into_set`.
     """
     if len(request.model.folders) > 1:
@@ -190,6 +193,7 @@ def check_request(request: FineTuneRequest) -> None:
             remedy="choose one of its members",
             code="finetune-ensemble",
         )
+    _check_weights(request.model)
     found = look_into_set(request.data)
     names = [label.name for label in request.model.card.scheme().labels]
     if set(names) != set(found.labels):
@@ -207,6 +211,24 @@ def check_request(request: FineTuneRequest) -> None:
             found="one that is taken",
             remedy="choose another name for the new model",
             code="run-folder-exists",
+        )
+
+
+def _check_weights(model: FoundModel) -> None:
+    """Tell of a damaged model now, rather than after what takes seconds to load."""
+    path = model_folder(model.folders[0]) / "weights.safetensors"
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        found = "none"
+    if found != model.card.weights_sha256:
+        raise FormatError(
+            str(path),
+            expected=f"the sha256 on the card, {model.card.weights_sha256[:12]}...",
+            found=f"{found[:12]}..." if found != "none" else "no file that can be read",
+            remedy="copy the model folder again; it was damaged or changed",
+            code="weights-hash",
         )
 
 
@@ -239,9 +261,7 @@ class FineTuneController:
         self._errors: deque[str] = deque(maxlen=20)
         self._reader: threading.Thread | None = None
         self._began: dict[str, float] = {}
-        self._notes: list[str] = []
-        self._ended = False
-        self._out = Path()
+        self._final: FineTuneState | None = None
 
     def begin(self, request: FineTuneRequest) -> bool:
         """Start the process; whether it was. What is wrong is in the state."""
@@ -266,9 +286,8 @@ class FineTuneController:
             words = f"The process cannot be started: {error.strerror or type(error).__name__}"
             self._set(FineTuneState("failed", message=words))
             return False
-        self._process, self._ended, self._notes, self._began = process, False, [], {}
+        self._process, self._final, self._began = process, None, {}
         self._events, self._errors = queue.SimpleQueue(), deque(maxlen=20)
-        self._out = request.out
         self._reader = _in_thread(_read_events, process.stdout, self._events)
         _in_thread(_read_errors, process.stderr, self._errors)
         self._set(FineTuneState("starting", message="Starting..."))
@@ -289,18 +308,15 @@ class FineTuneController:
     def close(self) -> None:
         """The viewer or the dock is closed: the training ends after the step in hand."""
         self._on_change = None
-        if self._process is not None and self.state.is_busy:
-            _close(self._process)
+        process, self._process = self._process, None
+        if process is not None:
+            _close(process)
+            threading.Thread(target=_reap, args=(process,), daemon=True).start()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the process to end; whether it did."""
-        if self._process is None:
-            return True
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+    @property
+    def process(self) -> int | None:
+        """The number of the process at work; None if there is none."""
+        return None if self._process is None else self._process.pid
 
     def look(self) -> None:
         """Take over what the process told since; never waits."""
@@ -314,14 +330,10 @@ class FineTuneController:
             except queue.Empty:
                 break
             self._take(event)
-        if over and not self._ended:
-            self._set(self._died(process.returncode))
-        if over:
+        if over:  # whatever it had to say is said, and its files are whole
             self._process = None
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    with suppress(OSError):
-                        stream.close()
+            _reap(process)
+            self._set(self._final or self._died(process.returncode))
 
     def _take(self, event: Mapping[str, Any]) -> None:
         kind, state = event.get("event"), self.state
@@ -346,18 +358,12 @@ class FineTuneController:
             self._set(replace(state, phase=running, done=done, seconds_left=left))
         elif kind == "measured" and event.get("name") == "loss":
             self._set(replace(state, loss=event["value"]))
-        elif kind == "noted":
-            self._notes.append(str(event["message"]))
         elif kind == "failed":
-            self._end(FineTuneState("failed", message=f"{event['message']} [{event['code']}]"))
+            self._final = FineTuneState("failed", message=f"{event['message']} [{event['code']}]")
         elif kind == "stopped":
-            self._end(FineTuneState("stopped", message="Stopped; nothing was kept"))
+            self._final = FineTuneState("stopped", message="Stopped; nothing was kept")
         elif kind == "finished":
-            self._end(_result(event))
-
-    def _end(self, state: FineTuneState) -> None:
-        self._ended = True
-        self._set(state)
+            self._final = _result(event)
 
     def _died(self, code: int | None) -> FineTuneState:
         """The process ended without a word."""
@@ -416,6 +422,15 @@ def _in_thread(read: Callable[..., None], stream: IO[str] | None, into: Any) -> 
     thread = threading.Thread(target=read, args=(stream, into), daemon=True)
     thread.start()
     return thread
+
+
+def _reap(process: subprocess.Popen[str]) -> None:
+    """Wait for its end and let go of its pipes."""
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):
+                stream.close()
 
 
 def _close(process: subprocess.Popen[str]) -> None:

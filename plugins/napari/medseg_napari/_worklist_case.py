@@ -278,7 +278,10 @@ def _doubt(path: Path, labels: LabelMap) -> npt.NDArray[np.uint8] | None:
         return None
     if volume.grid.shape_ijk != labels.grid.shape_ijk:
         return None
-    return np.rint(255 * np.clip(volume.data_cijk[0], 0, 1)).astype(np.uint8)
+    doubt: npt.NDArray[np.uint8] = np.rint(255 * np.clip(volume.data_cijk[0], 0, 1)).astype(
+        np.uint8
+    )
+    return doubt
 
 
 def _scheme(out: Path, name: str) -> LabelScheme:
