@@ -96,6 +96,7 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setSortingEnabled(True)
+        self.table.setWordWrap(False)
         self.table.verticalHeader().setVisible(False)
         header = self.table.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
@@ -302,6 +303,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             self._layers.append(layer)
             if number == found.labels_at:
                 self._labels = layer
+            elif number > found.labels_at:
+                layer.visible = False  # the doubt, which would hide what is to be judged
         if self._labels is not None:
             self._viewer.layers.selection = {self._labels}
         self._viewer.reset_view()
