@@ -1,7 +1,9 @@
 """The work list without a window: order, opening only what is proven, words in the ledger."""
 
 import json
+import os
 import sqlite3
+import time
 from contextlib import closing
 
 import nibabel as nib
@@ -258,3 +260,33 @@ def test_a_folder_that_cannot_be_written_gives_a_message_and_keeps_nothing(out, 
     with pytest.raises(ResourceError, match="expected a folder that can be written to"):
         work.judge(case, Judgement("corrected", edited(case)))
     assert named(work, "a").revision == 0
+
+
+def test_a_ledger_that_cannot_be_written_is_shown_and_says_so(out, monkeypatch):
+    whole = Ledger.open
+
+    def guarded(path, **how):
+        if not how.get("read_only"):
+            words = {"expected": "a", "found": "b", "remedy": "c"}
+            raise ResourceError("ledger", code="output-unwritable", **words)
+        return whole(path, **how)
+
+    monkeypatch.setattr(Ledger, "open", guarded)
+    work = WorkList(out)
+    try:
+        assert work.is_read_only
+        assert len(work.cases) == 4
+        with pytest.raises(ResourceError, match="expected a ledger that can be written"):
+            work.judge(opened(work, "a"), Judgement("accepted"))
+    finally:
+        work.close()
+
+
+def test_what_a_killed_viewer_left_half_written_goes_with_the_next_correction(out, work):
+    for name, age in (("old", 7200), ("new", 0)):
+        place = out / "corrected" / f".{name}.tmp"
+        place.mkdir(parents=True)
+        os.utime(place, (time.time() - age,) * 2)
+    case = opened(work, "a")
+    work.judge(case, Judgement("corrected", edited(case)))
+    assert [path.name for path in (out / "corrected").glob(".*")] == [".new.tmp"]

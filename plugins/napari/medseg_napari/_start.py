@@ -19,7 +19,7 @@ __all__ = ["SAMPLES", "main", "open_viewer"]
 
 SAMPLES = ("hippocampus", "ct", "heart")
 DOCKS = ("Run a model", "Send it back", "Work list", "Fine-tune")
-_WORK_LIST = "Work list"
+_WORK_LIST, _FINE_TUNE = DOCKS[2:]
 
 
 def open_viewer(
@@ -51,7 +51,7 @@ def open_viewer(
         viewer.open_sample("medseg", sample)
     from medseg_napari._worklist import is_batch_folder
 
-    batches = [path for path in paths if ledger is not None or is_batch_folder(path)]
+    batches = [path for path in paths if path.is_dir() and (ledger or is_batch_folder(path))]
     for path in paths:
         if path in batches:
             continue
@@ -71,10 +71,12 @@ def open_viewer(
             first = dock
     if first is not None:  # after napari has shown the last one
         QTimer.singleShot(0, first.raise_)
+    if models is not None:
+        for title in (DOCKS[0], _FINE_TUNE):
+            widgets[title].look_for_models(models)
+        widgets[_WORK_LIST].models = models
     if batches:
         widgets[_WORK_LIST].open_folder(batches[-1], ledger)
-    if models is not None:
-        widgets[DOCKS[0]].look_for_models(models)
     return viewer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ __all__ = [
 
 CORRECTED = "corrected"
 """Folder of corrected results beside those of the run."""
+
+_OLD_S = 3600.0
 
 Column = Literal["case", "state", "doubt", "review"]
 Filter = Literal["all", "to review", "reviewed", "accepted", "corrected", "rejected", "no result"]
@@ -145,7 +148,7 @@ class WorkList:
         try:
             self._ledger = Ledger.open(path)
         except ResourceError as error:
-            if error.code != "output-unwritable" and path.exists():
+            if error.code not in ("output-unwritable", "ledger-unreachable"):
                 raise
             self._ledger = Ledger.open(path, read_only=True)
             self.is_read_only = True
@@ -325,6 +328,7 @@ class WorkList:
         parcel = Parcel(case.row.name, labels_shown, opened.origin, judgement.edited, seconds)
         folder = self.out / CORRECTED
         place = folder / f".{secrets.token_hex(8)}.tmp"
+        _remove_leftovers(folder)
         try:
             place.mkdir(parents=True)
         except OSError as error:
@@ -389,6 +393,14 @@ def _move_all(place: Path, folder: Path) -> None:
             path.replace(folder / path.name)
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a viewer that was killed left half written, unless it is at work still."""
+    for place in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - place.stat().st_mtime > _OLD_S:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> ResourceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkListDock"]
 
 _LOOK_EVERY_MS = 2000
+_PAUSE = 20
 _LEAST_WIDTH = 400
 _NO_DOUBT = "The doubt of these cases is not known: `medseg predict --uncertainty` measures it. "
 
@@ -64,6 +66,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.is_opening = False
         self._layers: list[Layer] = []
         self._labels: Labels | None = None
+        self.models: Path | None = user_models()
+        """Where models are looked for, to know what their channels are called."""
         self._sort: tuple[Column, bool] = ("doubt", True)
         self.ask: Callable[[str], bool] = self._ask
         """Asks the user whether changes may be lost; for tests another one."""
@@ -236,8 +240,12 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             return
         try:
             if self.work.has_changed():
+                began = time.perf_counter()
                 self.work.refresh()
                 self._show()
+                # a run at work writes all the time: a long list is not read all the time
+                took_ms = 1000 * (time.perf_counter() - began)
+                self._timer.setInterval(max(_LOOK_EVERY_MS, int(_PAUSE * took_ms)))
         except MedsegError as error:
             self._timer.stop()
             self._say(str(error), trouble=True)
@@ -272,7 +280,7 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.is_opening = True
         self._say(f"Opening {case.row.name}...")
         self._refresh_buttons()
-        models = find_all_models(user_models())
+        models = find_all_models(self.models)
 
         def steps() -> Iterator[tuple[WorkList, OpenedCase | str]]:
             try:
