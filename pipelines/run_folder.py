@@ -65,6 +65,8 @@ _ENTRIES = (
     "checkpoints",
     "validation",
     "model",
+    "finetune.json",
+    "comparison.csv",
 )
 # what may differ in a continued run: where it runs and where the data lie
 _FREE_KEYS = {"data.root", "training.device", "training.workers", "training.prefetch"} | {

@@ -142,6 +142,9 @@ def test_a_model_is_tuned_and_compared_with_the_old_one_on_a_case_held_out(model
     record = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
     [held_out] = [case["case"] for case in record["held_out"]]
     assert answer["held_out"] == [held_out]
+    run("models", "export", out, "-o", tmp_path / "bundle")
+    readme = (tmp_path / "bundle" / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "2 cases, 2 steps, from the weights of tiny 1." in readme
     assert held_out not in {case["case"] for case in record["learnt"]}
     # the figures are those of the two models, found another way
     image = read_image(cases / "imagesTr" / f"{held_out}.nii.gz").volume
