@@ -203,6 +203,8 @@ def finetune(
     comparison, note = None, plan.note
     if not result.finished:
         note = "the training was interrupted: the models were not compared"
+    elif not result.steps:
+        note = "not one step fitted into the time, so the new model is the old one: give it more"
     elif plan.data.validation:
         try:
             comparison = _compare(

@@ -173,12 +173,24 @@ def test_with_one_case_it_is_said_that_nothing_can_be_validated(model, tmp_path)
     index = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     index["training"] = index["training"][:1]
     (root / "dataset.json").write_text(json.dumps(index), encoding="utf-8")
-    tuned = finetune(str(model), root, tmp_path / "run", Silent(), steps=1, device="cpu", threads=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "comparison.csv").write_text("of an earlier run", encoding="utf-8")
+    how = {"steps": 1, "device": "cpu", "threads": 1, "overwrite": True}
+    tuned = finetune(str(model), root, tmp_path / "run", Silent(), **how)
+    assert not (tmp_path / "run" / "comparison.csv").exists()
     assert tuned.comparison is None
     assert "one case alone, which is learnt from" in tuned.note
     assert tuned.result.steps == 1
     record = json.loads((tmp_path / "run" / "finetune.json").read_text(encoding="utf-8"))
     assert (record["dice"], record["held_out"]) == (None, [])
+
+
+def test_a_time_too_short_for_a_step_is_said_to_be(model, cases, tmp_path):
+    out = tmp_path / "run"
+    tuned = finetune(str(model), cases, out, Silent(), budget_s=1e-6, device="cpu", threads=1)
+    assert tuned.result.steps == 0
+    assert tuned.comparison is None
+    assert "not one step fitted into the time" in tuned.note
 
 
 def test_what_was_learnt_from_is_never_held_out_later(model, cases):
