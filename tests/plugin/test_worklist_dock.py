@@ -172,8 +172,9 @@ def test_the_start_opens_a_batch_folder_in_the_work_list(qtbot, out, monkeypatch
 
 
 def test_a_model_is_tuned_beside_the_viewer_and_appears_in_both_lists(
-    qtbot, viewer, batch, tmp_path
+    qtbot, viewer, batch, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("medseg_napari._models._made_here", [])
     root = write_dataset(tmp_path / "set", cases=2)
     (root / "split.json").unlink()
     run = viewer.window.add_plugin_dock_widget("medseg", "Run a model")[1]
