@@ -16,7 +16,7 @@ from torch import nn
 import medseg
 from medseg.atomic import atomic_folder, atomic_path, check_replaceable
 from medseg.errors import ConfigError, ResourceError
-from medseg.models.card import CARD_NAME, ModelCard, model_folder
+from medseg.models.card import CARD_NAME, ModelCard, Training, model_folder
 from medseg.models.folder import WEIGHTS_NAME, load_model
 from medseg.models.table import NETWORKS
 from medseg.models.zoo import find_model
@@ -231,6 +231,11 @@ def _release(package: str) -> str:
     return version(package).partition("+")[0]
 
 
+def _begun_with(training: Training) -> str:
+    start = training.started_from
+    return "" if start is None else f", from the weights of {start.name} {start.version}"
+
+
 def _readme(card: ModelCard, told: Origin) -> str:
     inputs, training = card.inputs, card.training
     spacing = (
@@ -262,7 +267,7 @@ def _readme(card: ModelCard, told: Origin) -> str:
         "## Origin",
         "",
         f"Trained on {training.dataset} ({training.dataset_licence}), {training.training_cases} "
-        f"cases, {training.steps} steps.",
+        f"cases, {training.steps} steps{_begun_with(training)}.",
         "",
         f"Network: {card.network.name} ({NETWORKS[card.network.name].citation}).",
         "",

@@ -17,6 +17,7 @@ from pipelines.commands import (
     doctor,
     ensemble,
     evaluate,
+    finetune,
     models,
     plan,
     predict,
@@ -29,7 +30,10 @@ from pipelines.commands.studies_ledger import add_ledger_verbs
 
 __all__ = ["app", "main"]
 
-COMMANDS = (data, demo, doctor, ensemble, evaluate, models, plan, predict, studies, train, viewer)
+COMMANDS = (
+    *(data, demo, doctor, ensemble, evaluate, finetune, models, plan, predict, studies, train),
+    viewer,
+)
 """Modules whose import adds their command to the application."""
 
 add_ledger_verbs(studies_app)

@@ -29,6 +29,7 @@ from medseg.studies.devices import Place
 from medseg.studies.ledger import Ledger
 from medseg.studies.ledger_rows import CaseRow
 from medseg.studies.liveness import BEAT_EVERY_S, Watch
+from medseg.studies.reviews import latest_review
 from pipelines.batch import Job, vanished
 from pipelines.cluster_worker import DeviceWorker, Probe, Reply
 from pipelines.output import prepare_output
@@ -325,7 +326,8 @@ class _Run:
     def _check(self, member: _Member, number: int, *, take_over: bool) -> None:
         row, channels = member.cases[number]
         outputs = self._ledger.outputs(number)
-        self._next(member, "check", number, row, channels, outputs, take_over)
+        review = latest_review(self._ledger, number)
+        self._next(member, "check", number, row, channels, outputs, take_over, review)
 
     def _next(self, member: _Member, step: str, number: int, *arguments: object) -> None:
         self._asked[_ask(member, step, *arguments)] = (member, number)
@@ -364,6 +366,8 @@ class _Run:
             self._judge(member, number, reply.reason)
         elif reply.kind == "complete":
             ledger.confirm(number, token, reply.stamp, channels)
+            if reply.note:
+                self._listener.noted(reply.note)
             self._done(member, number)
         elif reply.kind == "earlier":
             if any(

@@ -20,6 +20,7 @@ from medseg.events import Cancelled, Silent
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.studies.devices import Place
 from medseg.studies.ledger_rows import CaseRow, Ending, Output
+from medseg.studies.reviews import Review
 from medseg.studies.runner import Outcome, run_cases
 from pipelines.batch import Job, settings_of
 from pipelines.infer import Case
@@ -56,6 +57,7 @@ class Reply:
         ending: How it ended.
         reason: Why no further case can be done here; then this one is to be given back.
         names: Kind and name of every file that writing may leave.
+        note: What is to be said of a case that is left as it is.
     """
 
     kind: Literal["complete", "earlier", "due", "read", "worked", "ended", "cancelled"]
@@ -64,6 +66,7 @@ class Reply:
     ending: Ending | None = None
     reason: MedsegError | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 class _Stoppable(Silent):
@@ -136,6 +139,7 @@ class DeviceWorker:
         channels: Mapping[str, str],
         outputs: Sequence[Output],
         take_over: bool,
+        review: Review | None,
     ) -> Reply:
         """Take a case in hand and find out whether it has to be done.
 
@@ -144,14 +148,17 @@ class DeviceWorker:
             channels: Channel name to absolute path.
             outputs: Its files as the ledger has them.
             take_over: Whether results that the ledger does not know may be taken over.
+            review: What was said last of its result.
         """
         paths = {name: Path(path) for name, path in channels.items()}
-        held = self._held[row.number] = _Held(Task(row, Case(row.name, paths), outputs))
+        held = self._held[row.number] = _Held(
+            Task(row, Case(row.name, paths), outputs, review=review)
+        )
 
         def check(task: Task) -> Reply:
             checked = self._bench.check(task)
             if checked.complete:
-                return Reply("complete", stamp=task.stamp or "")
+                return Reply("complete", stamp=task.stamp or "", note=checked.note)
             if checked.earlier and take_over:
                 return Reply("earlier", earlier=checked.earlier)
             self._bench.make_way(task)

@@ -7,8 +7,10 @@ import io
 from pathlib import Path
 
 from medseg.atomic import write_text
+from medseg.studies.doubt import Doubt
 from medseg.studies.index_page import CaseLine, index_page_html
 from medseg.studies.ledger import Ledger
+from medseg.studies.reviews import latest_reviews, result_sums
 
 __all__ = ["write_cohort"]
 
@@ -28,6 +30,12 @@ def write_cohort(ledger: Ledger, out: Path, shard: tuple[int, int] | None = None
     """
     ending = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
     structures = ledger.structures()
+    reviews, sums = latest_reviews(ledger), result_sums(ledger)
+
+    def review_of(number: int) -> str:
+        review = reviews.get(number)
+        return "" if review is None else review.in_words(sums.get(number, ""))
+
     lines = [
         CaseLine(
             row.name,
@@ -38,6 +46,8 @@ def write_cohort(ledger: Ledger, out: Path, shard: tuple[int, int] | None = None
             row.attempts,
             ledger.volumes_ml(row.number),
             row.number,
+            doubt=Doubt.of_details(row.details),
+            review=review_of(row.number),
         )
         for row in ledger.rows()
     ]
@@ -66,7 +76,7 @@ def write_cohort(ledger: Ledger, out: Path, shard: tuple[int, int] | None = None
 def _csv(lines: list[CaseLine], structures: list[str]) -> str:
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
-    columns = ["case", "state", "code", "message", "attempts", "seconds"]
+    columns = ["case", "state", "code", "message", "attempts", "seconds", "doubt", "review"]
     table.writerow([*columns, *(f"{name}_ml" for name in structures)])
     for line in lines:
         volumes = [line.volumes_ml.get(name) for name in structures]
@@ -74,6 +84,8 @@ def _csv(lines: list[CaseLine], structures: list[str]) -> str:
             [
                 *(line.name, line.state, line.code, line.message, line.attempts),
                 "" if line.seconds is None else f"{line.seconds:.3f}",
+                "" if line.doubt is None else f"{line.doubt.entropy:.4f}",
+                line.review,
                 *("" if ml is None else f"{ml:.4f}" for ml in volumes),
             ]
         )

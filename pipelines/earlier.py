@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medseg.studies.doubt import DOUBT_DETAIL, doubt_of_report
 from medseg.studies.ledger_rows import Ending, Output
 from pipelines.result_names import RESULTS, earlier_results, result_name
 
@@ -52,6 +53,7 @@ def proven_ending(
         return "lies beside files that its report does not name"
     stages = _numbers(report.get("seconds"))
     notes = report.get("notes")
+    doubt = doubt_of_report(report)
     return Ending(
         "done",
         sum(stages.values()),
@@ -62,6 +64,7 @@ def proven_ending(
         details={
             "notes": [*(notes if isinstance(notes, list) else ()), "taken over by its report"],
             "stages": stages,
+            **({} if doubt is None else {DOUBT_DETAIL: doubt.to_dict()}),
         },
     )
 

@@ -65,6 +65,8 @@ _ENTRIES = (
     "checkpoints",
     "validation",
     "model",
+    "finetune.json",
+    "comparison.csv",
 )
 # what may differ in a continued run: where it runs and where the data lie
 _FREE_KEYS = {"data.root", "training.device", "training.workers", "training.prefetch"} | {
@@ -108,11 +110,12 @@ class RunFolder:
     @classmethod
     def of(cls, path: Path, settings: RunSettings, root: Path) -> RunFolder:
         """The folder of a run on a dataset folder."""
-        weights = settings.training.encoder_weights
+        weights, start = settings.training.encoder_weights, settings.training.start_model
         named = settings.training.model_copy(
             update={
                 "encoder_weights": None if weights is None else Path(weights).name,
                 "cache_folder": None,
+                "start_model": None if start is None else _name_of_model(start),
             }
         )
         # what is written down names no place on this machine
@@ -318,9 +321,12 @@ def hardware(device: torch.device) -> str:
 
 def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
     before, now = _flat(begun.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    weights = "training.encoder_weights"
-    if isinstance(now.get(weights), str):
-        now[weights] = Path(str(now[weights])).name
+    for key, name_of in (
+        ("training.encoder_weights", lambda weights: Path(weights).name),
+        ("training.start_model", _name_of_model),
+    ):
+        if isinstance(now.get(key), str):
+            now[key] = name_of(str(now[key]))
     for key in sorted(before.keys() | now.keys()):
         if key in _LENGTH_KEYS and _is_longer(before.get(key), now.get(key)):
             continue
@@ -333,6 +339,12 @@ def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
                 "configuration, or start a new run",
                 code="resume-settings",
             )
+
+
+def _name_of_model(folder: str) -> str:
+    """The last part of the path; of the folder ``model`` in a run that of the run."""
+    path = Path(folder)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _is_longer(before: object, now: object) -> bool:

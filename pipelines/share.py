@@ -18,6 +18,7 @@ from medseg.studies.ledger import Ledger
 from medseg.studies.ledger_rows import CaseRow, Ending
 from medseg.studies.liveness import BEAT_EVERY_S, Watch
 from medseg.studies.overlap import run_overlapped
+from medseg.studies.reviews import latest_review
 from medseg.studies.runner import Outcome
 from pipelines.batch import Job
 from pipelines.infer import Case, CaseResult, Loaded, Segmented
@@ -111,7 +112,12 @@ class _Steps:
                 if not self._ledger.has_left(self._job.run):
                     self._bench.flight.last()
                 paths = {name: Path(path) for name, path in channels.items()}
-                return Task(row, Case(row.name, paths), self._ledger.outputs(row.number))
+                return Task(
+                    row,
+                    Case(row.name, paths),
+                    self._ledger.outputs(row.number),
+                    review=latest_review(self._ledger, row.number),
+                )
             if not self._ledger.has_left(self._job.run):
                 return None
             if not self._ledger.recover(self._watch):
@@ -132,6 +138,8 @@ class _Steps:
         if checked.complete:
             self._ledger.confirm(number, self._token, task.stamp or "", channels)
             task.settled = True
+            if checked.note:
+                self._listener.noted(checked.note)
             return None
         for one in checked.earlier:
             if self._ledger.adopt(

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from medseg.data.datalist import DataList, read_datalist
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, MedsegError
 from medseg.events import Cancelled, Listener, Silent
+from medseg.models.card import load_card
 from medseg.models.table import build_volume_network
 from medseg.ops.device import choose_device
 from medseg.training.ranks import Ranks
@@ -34,6 +35,7 @@ from pipelines.training_checks import (
     check_extents,
     complete_settings,
     load_encoder,
+    load_start,
 )
 from pipelines.training_report import write_training_report
 from pipelines.training_session import TrainingSession, TrainResult
@@ -58,6 +60,7 @@ def train_from_command(
     device: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    start: str | None = None,
 ) -> TrainResult:
     """Train as the command line asks, with bars on stderr, and write the report of the training.
 
@@ -73,13 +76,14 @@ def train_from_command(
         device: Replaces ``training.device``.
         overwrite: Whether an earlier run in the folder may be replaced.
         resume: Whether to go on with the run in the folder.
+        start: Model whose weights training begins with; replaces ``training.start_model``.
 
     Raises:
         MedsegError: As :func:`train`.
         Cancelled: If it was interrupted before the first step.
     """
     settings, folder = settings_from_command(
-        config, out=out, seed=seed, device=device, resume=resume
+        config, out=out, seed=seed, device=device, resume=resume, start=start
     )
     budget_s = None if budget is None else parse_duration(budget)
     with (
@@ -105,7 +109,13 @@ def train_from_command(
 
 
 def settings_from_command(
-    config: str, *, out: Path | None, seed: int | None, device: str | None, resume: bool
+    config: str,
+    *,
+    out: Path | None,
+    seed: int | None,
+    device: str | None,
+    resume: bool,
+    start: str | None = None,
 ) -> tuple[RunSettings, Path]:
     """The settings and the run folder that a command line means.
 
@@ -124,6 +134,8 @@ def settings_from_command(
         content["training"]["seed"] = seed
     if device is not None:
         content["training"]["device"] = device
+    if start is not None:
+        content["training"]["start_model"] = start
     return parse_settings(content, where=str(path)), folder
 
 
@@ -212,6 +224,12 @@ def train(
         torch.manual_seed(settings.training.seed)
         network = build_volume_network(settings.network, settings.inputs)
         check_extents(settings, network)
+        started = None
+        if earlier is None or earlier.checkpoint is None:
+            started = load_start(settings, network, hearer)
+        else:
+            with suppress(MedsegError):  # it was written with the checkpoint
+                started = load_card(run_folder).training.started_from
         # what is wrong with the network is told before the dataset is opened
         if data is None and data_root is None and earlier is not None:
             _check_place(run_folder, settings, earlier.settings)
@@ -224,7 +242,9 @@ def train(
         folder = RunFolder.of(run_folder, settings, root)
         if earlier is not None:
             folder = RunFolder(run_folder, earlier.config_yaml)
-        session = TrainingSession(settings, data, folder, place, network, hearer, ranks, earlier)
+        session = TrainingSession(
+            settings, data, folder, place, network, hearer, ranks, earlier, started
+        )
         return session.run(budget_s, overwrite=overwrite)
 
 

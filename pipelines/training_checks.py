@@ -12,12 +12,25 @@ from medseg.data.datalist import DataList
 from medseg.data.prepared import PreparedCase
 from medseg.errors import ConfigError
 from medseg.events import Listener
-from medseg.models.card import NetworkChoice, SliceSettings
+from medseg.models.card import ModelCard, NetworkChoice, SliceSettings, StartModel
+from medseg.models.folder import load_model
 from medseg.models.network import SegmentationNetwork
 from medseg.models.table import NETWORKS, build_settings
+from medseg.models.zoo import find_model
 from medseg.training.settings import RunSettings
 
-__all__ = ["check_data", "check_extents", "check_foreground", "complete_settings", "load_encoder"]
+__all__ = [
+    "check_data",
+    "check_extents",
+    "check_foreground",
+    "check_start",
+    "complete_settings",
+    "load_encoder",
+    "load_start",
+]
+
+# what decides how a network computes, and not what; or follows from channels and labels
+_MANNER = {"memory", "in_channels", "out_channels"}
 
 
 def complete_settings(settings: RunSettings) -> RunSettings:
@@ -136,3 +149,86 @@ def load_encoder(settings: RunSettings, network: SegmentationNetwork, listener: 
     network.load_encoder_weights(Path(source))
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     listener.noted(f"the encoder begins with {Path(source).name}, sha256 {digest[:12]}")
+
+
+def load_start(
+    settings: RunSettings, network: SegmentationNetwork, listener: Listener
+) -> StartModel | None:
+    """Begin with the weights of a trained model, if the settings ask for it.
+
+    Returns:
+        Which model that was; None if none was asked for.
+
+    Raises:
+        ConfigError: ``start-model`` if its network, channels or classes are others; and as
+            :func:`medseg.models.zoo.find_model`.
+        FormatError: As :func:`medseg.models.folder.load_model`.
+    """
+    source = settings.training.start_model
+    if source is None:
+        return None
+    trained, card = load_model(find_model(source))
+    check_start(settings, card)
+    network.load_state_dict(trained.state_dict())
+    listener.noted(
+        f"training begins with the weights of {card.name} {card.version}, "
+        f"sha256 {card.weights_sha256[:12]}"
+    )
+    if (card.inputs.spacing_mm, card.inputs.orientation) != (
+        settings.inputs.spacing_mm,
+        settings.inputs.orientation,
+    ):
+        listener.noted("its images had another spacing or orientation than those of this run")
+    return StartModel(name=card.name, version=card.version, weights_sha256=card.weights_sha256)
+
+
+def check_start(settings: RunSettings, card: ModelCard) -> None:
+    """Refuse to begin with a model that means something else by its weights.
+
+    Args:
+        settings: Of the run, complete.
+        card: Of the model.
+
+    Raises:
+        ConfigError: ``start-model``.
+    """
+    ours, theirs = settings.network, card.network
+    given = build_settings(theirs.name, theirs.settings).model_dump(mode="json")
+    differing = [
+        key
+        for key, value in ours.settings.items()
+        if key not in _MANNER and theirs.name == ours.name and given.get(key) != value
+    ]
+    comparisons: list[tuple[str, object, object]] = [("network", ours.name, theirs.name)]
+    comparisons += [(f"network.settings.{key}", ours.settings[key], given.get(key))
+                    for key in differing]  # fmt: skip
+    comparisons += [
+        (
+            "channels",
+            [channel.name for channel in settings.inputs.channels],
+            [channel.name for channel in card.inputs.channels],
+        ),
+        (
+            "labels",
+            [label.name for label in settings.scheme().labels],
+            [label.name for label in card.scheme().labels],
+        ),
+        (
+            "regions",
+            [region.name for region in settings.regions or ()],
+            [region.name for region in card.regions or ()],
+        ),
+    ]
+    for place, wanted, found in comparisons:
+        if wanted != found:
+            raise ConfigError(
+                f"model {card.name}",
+                expected=f"{place} {_listed(wanted)}, as in the run that is to begin with it",
+                found=_listed(found),
+                remedy="begin with a model of the same network, channels and labels, or without",
+                code="start-model",
+            )
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

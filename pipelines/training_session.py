@@ -18,7 +18,7 @@ from medseg.data.preparation import check_fills
 from medseg.data.preparing import CachePlan
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener
-from medseg.models.card import ModelCard, ModelDescription, Training, load_card
+from medseg.models.card import ModelCard, ModelDescription, StartModel, Training, load_card
 from medseg.models.folder import save_model
 from medseg.models.network import SegmentationNetwork
 from medseg.training.batches import StepBatches
@@ -126,6 +126,7 @@ class TrainingSession:
         listener: Progress and the wish to stop.
         ranks: The processes that train together.
         earlier: The run to go on with; None for a new one.
+        started: The model whose weights it began with; None for none.
     """
 
     settings: RunSettings
@@ -136,6 +137,7 @@ class TrainingSession:
     listener: Listener
     ranks: Ranks
     earlier: Earlier | None
+    started: StartModel | None = None
 
     def run(self, budget_s: float | None, *, overwrite: bool) -> TrainResult:
         """Read, train, validate, write.
@@ -328,7 +330,7 @@ class TrainingSession:
         check_foreground(training_cases.cases, settings.target_names, self.data.name, self.listener)
         held_out = (
             cached(self.data.validation, validation_transforms(read), "reading validation cases")
-            if ranks.first
+            if ranks.first and self.data.validation
             else None
         )
         for case in held_out.cases if held_out is not None else ():
@@ -466,6 +468,7 @@ class TrainingSession:
                 weights="last" if best is None else "best",
                 weights_step=steps if best is None else best.step,
                 averaged=stepper.averaged is not None,
+                started_from=self.started,
             ),
             licence=settings.licence,
             intended_use=settings.intended_use,
@@ -497,6 +500,7 @@ class TrainingSession:
                     "validation_cases": len(self.data.validation),
                     "split": self.data.split_source,
                 },
+                **({} if self.started is None else {"started_from": self.started.model_dump()}),
                 "seed": self.settings.training.seed,
                 "hardware": hardware(self.device),
                 "processes": self.ranks.count,

@@ -18,8 +18,10 @@ from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
 from medseg.inference.predictor import Predictor
 from medseg.io.fingerprint import fingerprint, stamp
+from medseg.studies.doubt import DOUBT_DETAIL, Doubt, read_doubt
 from medseg.studies.flight import Flight
 from medseg.studies.ledger_rows import CaseRow, Ending, Output
+from medseg.studies.reviews import Review, result_sha256
 from medseg.studies.runner import Outcome
 from pipelines.batch import Job, vanished
 from pipelines.discovery import expected_bytes
@@ -65,6 +67,8 @@ class Task:
         settled: Whether nothing has to be entered in the ledger.
         written: The files that were made.
         thumbnail: A small picture.
+        review: What was said last of the result that is there.
+        doubt: How doubtful the new result is, where that was asked for.
     """
 
     row: CaseRow
@@ -78,6 +82,8 @@ class Task:
     settled: bool = False
     written: Sequence[Output] = ()
     thumbnail: bytes | None = None
+    review: Review | None = None
+    doubt: Doubt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +106,12 @@ class Checked:
     Args:
         complete: Whether nothing has: image, settings and results are those of the ledger.
         earlier: Results that may be taken over instead of doing it.
+        note: What is to be said of a case that is left as it is; empty for nothing.
     """
 
     complete: bool = False
     earlier: tuple[Earlier, ...] = ()
+    note: str = ""
 
 
 class Workbench:
@@ -143,6 +151,8 @@ class Workbench:
             return Checked()
         if self._is_complete(task):
             return Checked(complete=True)
+        if self._is_kept(task):
+            return Checked(complete=True, note=_kept(task))
         if task.fingerprint is None:
             task.fingerprint = fingerprint(task.case.channels)
         found = [
@@ -161,6 +171,7 @@ class Workbench:
         if task.fingerprint is None:
             task.fingerprint = fingerprint(task.case.channels)
         there = self._earlier(task)
+        self._put_reviewed_aside(task)
         if self._order.overwrite or not there:
             return
         row = task.row
@@ -174,8 +185,18 @@ class Workbench:
             raise results_exist(there[0])
         for path in there:
             output = known[path.name]
-            if output.sha256 and file_sha256(path) != output.sha256:
-                task.notes.append(_put_aside(path))
+            if output.sha256 and path.is_file() and file_sha256(path) != output.sha256:
+                task.notes.append(_put_aside(path, "was changed after it was made"))
+
+    def _put_reviewed_aside(self, task: Task) -> None:
+        """Keep the label file that somebody accepted or corrected."""
+        review = task.review
+        name = next((one.name for one in task.outputs if one.kind == "nifti"), None)
+        if review is None or not review.is_kept or name is None:
+            return
+        path = self._out / name
+        if path.is_file() and file_sha256(path) == review.result_sha256:
+            task.notes.append(_put_aside(path, f"was {review.state} in review"))
 
     def read(self, task: Task) -> Loaded:
         """Read it.
@@ -258,6 +279,7 @@ class Workbench:
                 code="output-unwritable",
             ) from error
         task.thumbnail = _thumbnail(segmented)
+        task.doubt = read_doubt(result.files["report"])
         return result
 
     def let_go(self, task: Task) -> None:
@@ -323,6 +345,7 @@ class Workbench:
                 "stages": {stage: round(value, 4) for stage, value in result.seconds.items()},
                 "predicted_ram_bytes": result.predicted_ram_bytes,
                 "measured_ram_bytes": result.peak_ram_bytes,
+                **({} if task.doubt is None else {DOUBT_DETAIL: task.doubt.to_dict()}),
             },
             thumbnail=task.thumbnail,
         )
@@ -336,9 +359,25 @@ class Workbench:
 
     def _is_complete(self, task: Task) -> bool:
         """Whether image, settings and results are proven to be those of a finished case."""
-        row, out = task.row, self._out
+        row = task.row
         if row.state != "done" or row.settings != self._job.settings:
             return False
+        return self._is_whole(task)
+
+    def _is_kept(self, task: Task) -> bool:
+        """Whether somebody accepted or corrected the result that is there, of the same image."""
+        row, review = task.row, task.review
+        if review is None or not review.is_kept or row.settings is None:
+            return False
+        if row.state not in ("done", "incomplete"):
+            return False
+        if review.result_sha256 != result_sha256(task.outputs):
+            return False
+        return self._is_whole(task)
+
+    def _is_whole(self, task: Task) -> bool:
+        """Whether image and results are those that the ledger has of a case."""
+        row, out = task.row, self._out
         for output in task.outputs:
             path = out / output.name
             if not path.is_file() or path.stat().st_size != output.bytes:
@@ -434,13 +473,22 @@ def _unknown(path: Path, why: str) -> ConfigError:
     )
 
 
-def _put_aside(path: Path) -> str:
-    """Keep a result that somebody changed, beside those of the run."""
+def _kept(task: Task) -> str:
+    assert task.review is not None  # noqa: S101 - asked before
+    return (
+        f"{task.row.name}: was {task.review.state} in review and is kept as it is, although models "
+        "or options are others now or a result is lacking; `medseg studies retry --case` has it "
+        "done again"
+    )
+
+
+def _put_aside(path: Path, why: str) -> str:
+    """Keep a result that somebody changed or judged, beside those of the run."""
     folder = path.parent / SET_ASIDE
     folder.mkdir(exist_ok=True)
     kept = folder / f"{file_sha256(path)[:8]}_{path.name}"
     path.replace(kept)
-    return f"{path.name} was changed after it was made; it is kept as {SET_ASIDE}/{kept.name}"
+    return f"{path.name} {why}; it is kept as {SET_ASIDE}/{kept.name}"
 
 
 def _thumbnail(segmented: Segmented) -> bytes | None:

@@ -259,11 +259,20 @@ class LabelCleaning(_Frozen):
     min_mm3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class StartModel(_Frozen):
+    """The model whose weights a training began with."""
+
+    name: str
+    version: str
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Training(_Frozen):
     """Where the weights come from.
 
     ``weights`` says which of the run's weights these are: the last ones, or those that validated
     best, after ``weights_step`` steps. ``averaged`` weights are a running mean over the steps.
+    ``started_from`` is the model whose weights training began with, if it was one.
     """
 
     dataset: str
@@ -283,6 +292,7 @@ class Training(_Frozen):
     weights: Literal["last", "best"] = "last"
     weights_step: Annotated[int, Field(ge=0)] | None = None
     averaged: bool = False
+    started_from: StartModel | None = Field(default=None, exclude_if=lambda model: model is None)
 
 
 class ModelDescription(_Frozen):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from medseg import NOTICE, __version__
+from medseg.studies.doubt import Doubt
 from medseg.studies.page import SCRIPT, escaped, in_words, page_head, sort_key
 
 __all__ = ["CaseLine", "index_page_html"]
@@ -37,6 +38,8 @@ class CaseLine:
         attempts: Times that work on it began.
         volumes_ml: Volume of every structure that was measured.
         number: What its picture is asked for by.
+        doubt: How doubtful it is, where that was asked for.
+        review: What was said of it in review, or empty.
     """
 
     name: str
@@ -47,6 +50,8 @@ class CaseLine:
     attempts: int
     volumes_ml: Mapping[str, float]
     number: int
+    doubt: Doubt | None = None
+    review: str = ""
 
 
 def index_page_html(
@@ -123,8 +128,11 @@ def _table(
     report: Callable[[str], str],
     exists: Callable[[str], bool],
 ) -> str:
-    heads = ["case", "state", "reason", *(f"{name} (ml)" for name in structures), "attempts", "s"]
-    numeric = range(3, len(heads))
+    review = ["review"] if any(line.review for line in lines) else []
+    doubt = ["doubt"] if any(line.doubt is not None for line in lines) else []
+    words = ["case", "state", "reason", *review]
+    heads = [*words, *doubt, *(f"{name} (ml)" for name in structures), "attempts", "s"]
+    numeric = range(len(words), len(heads))
     head = "<th></th>" + "".join(
         f"<th scope=col{' class=number' if at in numeric else ''}>{escaped(text)}</th>"
         for at, text in enumerate(heads)
@@ -150,6 +158,8 @@ def _table(
             f"<th scope=row{_key(line.name)}>{name}</th>",
             f"<td class=state{_key(line.state)}>{escaped(line.state)}</td>",
             f"<td class=text{_key(line.code)}>{reason}</td>",
+            *(f"<td{_key(line.review)}>{escaped(line.review)}</td>" for _ in review),
+            *(_number(None if line.doubt is None else line.doubt.entropy) for _ in doubt),
             *(_number(line.volumes_ml.get(structure)) for structure in structures),
             _number(line.attempts),
             _number(line.seconds),

@@ -99,7 +99,7 @@ class Ledger:
             Their rows, in the order of the entries.
         """
         numbers: list[int] = []
-        with self._writing() as db:
+        with self.writing() as db:
             by_key: dict[str, int] = {}
             by_place: dict[str, int] = {}
             taken: set[str] = set()
@@ -132,38 +132,38 @@ class Ledger:
 
     def rows(self) -> Iterator[CaseRow]:
         """All cases in order of arrival."""
-        yield from map(_row, self._read(f"SELECT {_COLUMNS} FROM cases ORDER BY number"))
+        yield from map(_row, self.read(f"SELECT {_COLUMNS} FROM cases ORDER BY number"))
 
     def row(self, number: int) -> CaseRow:
         """The case of a number."""
-        (found,) = self._read(f"SELECT {_COLUMNS} FROM cases WHERE number = ?", (number,))
+        (found,) = self.read(f"SELECT {_COLUMNS} FROM cases WHERE number = ?", (number,))
         return _row(found)
 
     def outputs(self, number: int) -> list[Output]:
         """The files that a case is recorded to have; those only announced have no hash."""
         query = 'SELECT kind, name, bytes, sha256 FROM outputs WHERE "case" = ? ORDER BY kind'
-        return [Output(*row) for row in self._read(query, (number,))]
+        return [Output(*row) for row in self.read(query, (number,))]
 
     def volumes_ml(self, number: int) -> dict[str, float]:
         """Volume of every structure of a case, in the order of the labels."""
         query = 'SELECT structure, ml FROM volumes WHERE "case" = ? ORDER BY place'
-        return dict(self._read(query, (number,)))
+        return dict(self.read(query, (number,)))
 
     def structures(self) -> list[str]:
         """Every structure that some case has a volume of, in the order of the labels."""
         query = "SELECT structure FROM volumes GROUP BY structure ORDER BY min(place), structure"
-        return [name for (name,) in self._read(query)]
+        return [name for (name,) in self.read(query)]
 
     def thumbnail(self, number: int) -> bytes | None:
         """The small picture of a case."""
-        found = self._read('SELECT jpeg FROM thumbnails WHERE "case" = ?', (number,))
+        found = self.read('SELECT jpeg FROM thumbnails WHERE "case" = ?', (number,))
         return found[0][0] if found else None
 
     def counts(self, run: str | None = None) -> dict[State, int]:
         """Number of cases in every state; of those of one run, if it is named."""
         among = 'WHERE number IN (SELECT "case" FROM wanted WHERE run = ?)' if run else ""
         query = f"SELECT state, count(*) FROM cases {among} GROUP BY state"
-        found = dict(self._read(query, (run,) if run else ()))
+        found = dict(self.read(query, (run,) if run else ()))
         return {state: found.get(state, 0) for state in STATES}
 
     def codes(self) -> dict[str, int]:
@@ -172,7 +172,7 @@ class Ledger:
             "SELECT code, count(*) FROM cases WHERE code IS NOT NULL GROUP BY code "
             "ORDER BY count(*) DESC, code"
         )
-        return dict(self._read(query))
+        return dict(self.read(query))
 
     # -- runs and their processes
 
@@ -190,7 +190,7 @@ class Ledger:
             The name of the run.
         """
         run = secrets.token_hex(8)
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (settings, content))
             db.executemany(
                 'INSERT OR IGNORE INTO wanted (run, "case", channels) VALUES (?, ?, ?)',
@@ -200,7 +200,7 @@ class Ledger:
 
     def end_run(self, run: str) -> None:
         """Forget what a run was to do; what it did stays."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute("DELETE FROM wanted WHERE run = ?", (run,))
 
     def enlist(self, run: str) -> str:
@@ -210,7 +210,7 @@ class Ledger:
             Its token.
         """
         token, me = secrets.token_hex(8), this_process()
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute(
                 "INSERT INTO workers (token, run, host, pid, born, began) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
@@ -220,7 +220,7 @@ class Ledger:
 
     def beat(self, token: str) -> None:
         """Say that a process still lives."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute("UPDATE workers SET beat = beat + 1 WHERE token = ?", (token,))
 
     def dismiss(self, token: str, *, died: bool = False) -> None:
@@ -230,7 +230,7 @@ class Ledger:
             token: The process.
             died: Whether it is known to have died: cases that it worked on count one death more.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             _give_back(db, token, died=died)
 
     def workers(self) -> list[tuple[str, Self, int]]:
@@ -238,7 +238,7 @@ class Ledger:
         query = "SELECT token, host, pid, born, beat FROM workers ORDER BY began"
         return [
             (token, Self(host, pid, born), beat)
-            for token, host, pid, born, beat in self._read(query)
+            for token, host, pid, born, beat in self.read(query)
         ]
 
     def recover(self, watch: Watch) -> int:
@@ -252,7 +252,7 @@ class Ledger:
         dead = [one for one in self.workers() if watch.is_dead(*one)]
         if not dead:
             return 0
-        with self._writing() as db:
+        with self.writing() as db:
             for token, _, beat in dead:
                 still = "SELECT 1 FROM workers WHERE token = ? AND beat = ?"
                 if db.execute(still, (token, beat)).fetchone():
@@ -264,7 +264,7 @@ class Ledger:
 
     def now(self) -> int:
         """The turn of the last case that ended: what has a greater one ended after this."""
-        ((turn,),) = self._read("SELECT value FROM facts WHERE name = 'turn'")
+        ((turn,),) = self.read("SELECT value FROM facts WHERE name = 'turn'")
         return int(turn)
 
     def claim(self, run: str, token: str) -> tuple[CaseRow, dict[str, str]] | None:
@@ -278,7 +278,7 @@ class Ledger:
             "WHERE w.run = ? AND w.taken = 0 AND c.worker IS NULL AND {} "
             'ORDER BY w."case" LIMIT 1'
         )
-        with self._writing() as db:
+        with self.writing() as db:
             for those in ("c.deaths = 0", "c.deaths > 0"):
                 found = db.execute(query.format(those), (run,)).fetchone()
                 if found:
@@ -295,11 +295,11 @@ class Ledger:
     def has_left(self, run: str) -> bool:
         """Whether a run has cases that it has not taken, those included that other runs hold."""
         query = "SELECT 1 FROM wanted WHERE run = ? AND taken = 0 LIMIT 1"
-        return bool(self._read(query, (run,)))
+        return bool(self.read(query, (run,)))
 
     def begin(self, number: int, token: str, channels: Mapping[str, str]) -> None:
         """Work on a case begins: what was proven of it no longer is."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute(
                 "UPDATE cases SET state = 'running', attempts = attempts + 1, settings = NULL, "
                 "channels = ? WHERE number = ? AND worker = ?",
@@ -313,7 +313,7 @@ class Ledger:
             number: The case.
             names: Kind of result to the name of its file.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, 0, '')",
                 [(number, kind, name) for kind, name in names.items()],
@@ -321,7 +321,7 @@ class Ledger:
 
     def confirm(self, number: int, token: str, stamp: str, channels: Mapping[str, str]) -> None:
         """A case was found to be complete: it is let go as it is."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute(
                 "UPDATE cases SET worker = NULL, stamp = ?, channels = ?, deaths = 0 "
                 "WHERE number = ? AND worker = ?",
@@ -335,7 +335,7 @@ class Ledger:
             Whether it counts: False if the case was given to another process meanwhile, because
             this one was taken for dead.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             changed = db.execute(
                 "UPDATE cases SET state = ?, code = ?, message = ?, seconds = ?, ended = ?, "
                 "stamp = coalesce(?, stamp), fingerprint = coalesce(?, fingerprint), settings = ?, "
@@ -378,7 +378,7 @@ class Ledger:
         Returns:
             Whether it was done: False if another case has that name, or another process this case.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             taken = "SELECT 1 FROM cases WHERE name = ? AND number <> ?"
             if db.execute(taken, (name, number)).fetchone():
                 return False
@@ -399,7 +399,7 @@ class Ledger:
 
     def release(self, number: int, token: str) -> None:
         """Give back a case that is not done, because the run is to stop."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute(
                 "UPDATE cases SET worker = NULL, "
                 "state = CASE state WHEN 'running' THEN 'waiting' ELSE state END "
@@ -424,7 +424,7 @@ class Ledger:
             marks = [",".join("?" * len(some)) for some in (names, names, codes)]
             chosen = f"(name IN ({marks[0]}) OR id IN ({marks[1]}) OR code IN ({marks[2]}))"
             values = [*names, *names, *codes]
-        with self._writing() as db:
+        with self.writing() as db:
             changed = db.execute(
                 "UPDATE cases SET state = 'waiting', deaths = 0, settings = NULL, "
                 f"code = NULL, message = NULL WHERE worker IS NULL AND {chosen}",
@@ -433,7 +433,8 @@ class Ledger:
             return changed.rowcount
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all that is done in it, or nothing."""
         with self._lock, ledger_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -444,7 +445,8 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+    def read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        """All rows of a query."""
         with self._lock, ledger_errors(self.path):
             return self._db.execute(query, values).fetchall()
 

@@ -28,7 +28,8 @@ __all__ = ["LEDGER_NAME", "connect", "is_network_folder", "ledger_errors"]
 LEDGER_NAME = "ledger.sqlite"
 """Name of the ledger in an output folder."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_WITHOUT_REVIEWS = 1  # brought up to date as soon as it is opened for writing
 _APPLICATION = 0x4D536564  # "MSed"; in the header of the file, where file(1) finds it
 _MAGIC = b"SQLite format 3\0"
 _BUSY_S = 60.0
@@ -80,6 +81,15 @@ CREATE TABLE volumes (
 CREATE TABLE thumbnails ("case" INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
 """
 
+_REVIEWS = """
+CREATE TABLE reviews (
+    "case" INTEGER NOT NULL, revision INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('open', 'accepted', 'corrected', 'rejected')),
+    at REAL NOT NULL, result TEXT NOT NULL, note TEXT NOT NULL, seconds REAL, effort TEXT,
+    file TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY ("case", revision)
+) WITHOUT ROWID;
+"""
+
 
 def connect(
     path: Path, *, create: bool = False, read_only: bool = False, salt: bytes | None = None
@@ -121,8 +131,10 @@ def connect(
             check_same_thread=False,
         )
         try:
-            _check_content(connection, path)
+            version = _check_content(connection, path)
             if not read_only:
+                if version == _WITHOUT_REVIEWS:
+                    _add_reviews(connection)
                 _choose_journal(connection, path)
         except BaseException:
             connection.close()
@@ -279,12 +291,13 @@ def _check_beginning(path: Path) -> None:
         raise _foreign(path, "an empty file" if not head else "another kind of file")
 
 
-def _check_content(connection: sqlite3.Connection, path: Path) -> None:
+def _check_content(connection: sqlite3.Connection, path: Path) -> int:
+    """Refuse what cannot be used; the version of the rest."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION:
         raise _foreign(path, "the database of another program")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version != SCHEMA_VERSION:
+    if version not in (_WITHOUT_REVIEWS, SCHEMA_VERSION):
         raise FormatError(
             str(path),
             expected=f"a ledger of version {SCHEMA_VERSION}",
@@ -295,6 +308,22 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> None:
     (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if answer != "ok":
         raise _damaged(path)
+    return int(version)
+
+
+def _add_reviews(connection: sqlite3.Connection) -> None:
+    """Bring a ledger of an earlier release up to date; what it holds stays as it is."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # another process may have been first
+        if connection.execute("PRAGMA user_version").fetchone() == (_WITHOUT_REVIEWS,):
+            connection.execute(_REVIEWS)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 _MOVE_IT = (
@@ -339,7 +368,7 @@ def _make(path: Path, salt: bytes) -> None:
         with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+            connection.executescript(f"BEGIN;{_SCHEMA}{_REVIEWS}COMMIT;")
             _choose_journal(connection, path)  # kept in the file, so nobody has to change it later
             connection.executemany(
                 "INSERT INTO facts VALUES (?, ?)",

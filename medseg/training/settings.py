@@ -98,6 +98,9 @@ class TrainingSettings(_Frozen):
     ``encoder_weights`` is what a network with a pretrained encoder begins with: a file, relative to
     the current directory, or "timm" for those that timm lists, fetched on this request alone. None
     begins with random weights.
+
+    ``start_model`` is a trained model, a folder or the name of a packaged one, whose weights
+    training begins with; it must have the same network, channels and classes.
     """
 
     epochs: Count | None = None
@@ -140,6 +143,9 @@ class TrainingSettings(_Frozen):
     mlflow: bool = False
     seed: int = 0
     encoder_weights: Annotated[str, Field(min_length=1)] | None = None
+    start_model: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, exclude_if=lambda model: model is None
+    )
     augmentation: AugmentationSettings = AugmentationSettings()
 
     @model_validator(mode="after")
@@ -148,6 +154,8 @@ class TrainingSettings(_Frozen):
             raise ValueError("give either epochs or steps, and null for the other")
         if self.dice_weight + self.cross_entropy_weight == 0:
             raise ValueError("dice_weight and cross_entropy_weight cannot both be 0")
+        if self.start_model is not None and self.encoder_weights is not None:
+            raise ValueError("weights to begin with from start_model or encoder_weights, not both")
         return self
 
     @field_validator("augmentation", mode="before")

@@ -5,6 +5,7 @@ They load no model and read no image, so they answer at once, also while a run i
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,16 +42,25 @@ def status(
     ] = False,
     where: Annotated[
         bool,
-        typer.Option("--log-phi", help="With --failed: name the images, which the ledger knows."),
+        typer.Option(
+            "--log-phi",
+            help="With --failed: name the images, which the ledger knows; with --reviewed: show "
+            "what reviewers noted.",
+        ),
+    ] = False,
+    reviewed: Annotated[
+        bool,
+        typer.Option("--reviewed", help="List the cases that were accepted, corrected, rejected."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell how far a batch run is: cases by state, reasons of failure, processes at work."""
+    """Tell how far a batch run is: cases by state and review, reasons of failure, processes."""
     from pipelines.tables import print_table  # noqa: PLC0415
 
     with _opened(out, ledger, read_only=True) as opened:
         content = _status(opened)
         bad = [row for row in opened.rows() if row.state in ("failed", "incomplete")]
+        judged = _reviews(opened, notes=where) if reviewed else []
     if as_json:
         cases = [
             {
@@ -64,11 +74,21 @@ def status(
             }
             for row in bad
         ]
-        print_json({**content, **({"cases": cases} if failed else {})})
+        print_json(
+            {
+                **content,
+                **({"cases": cases} if failed else {}),
+                **({"reviewed": judged} if reviewed else {}),
+            }
+        )
         return
     print_table(["state", "cases"], [[state, str(n)] for state, n in content["states"].items()])
     if content["codes"]:
         print_table(["reason", "cases"], [[code, str(n)] for code, n in content["codes"].items()])
+    if any(count for state, count in content["reviews"].items() if state != "not reviewed"):
+        print_table(["review", "cases"], [[one, str(n)] for one, n in content["reviews"].items()])
+    if judged:
+        _print_reviews(judged, notes=where)
     if failed and bad:
         print_table(
             ["case", "state", "reason", *(["images"] if where else [])],
@@ -141,8 +161,57 @@ def _opened(out: Path, ledger: Path | None, *, read_only: bool) -> Ledger:
     return Ledger.open(ledger or out / LEDGER_NAME, read_only=read_only)
 
 
+def _reviews(ledger: Ledger, *, notes: bool) -> list[dict[str, Any]]:
+    """The last word on every case that has one; notes may say anything, so only on request."""
+    from medseg.studies.reviews import latest_reviews, result_sums  # noqa: PLC0415
+
+    reviews, sums = latest_reviews(ledger), result_sums(ledger)
+    found = []
+    for row in ledger.rows():
+        review = reviews.get(row.number)
+        if review is None or review.state == "open":
+            continue
+        at = datetime.fromtimestamp(review.at_s, tz=UTC)
+        dice = review.mean_dice
+        found.append(
+            {
+                "case": row.name,
+                "review": review.state,
+                "of_the_present_result": review.result_sha256 == sums.get(row.number, ""),
+                "at": at.isoformat(timespec="seconds"),
+                "seconds": None if review.seconds is None else round(review.seconds, 1),
+                "mean_dice": None if dice is None else round(dice, 4),
+                "file": review.file or None,
+                **({"note": review.note} if notes else {}),
+            }
+        )
+    return found
+
+
+def _print_reviews(judged: list[dict[str, Any]], *, notes: bool) -> None:
+    from pipelines.tables import print_table  # noqa: PLC0415
+
+    print_table(
+        ["case", "review", "at (UTC)", "Dice", "file", *(["note"] if notes else [])],
+        [
+            [
+                one["case"],
+                one["review"]
+                if one["of_the_present_result"]
+                else f"{one['review']}, of an earlier result",
+                one["at"].removesuffix("+00:00"),
+                "" if one["mean_dice"] is None else f"{one['mean_dice']:.4f}",
+                one["file"] or "",
+                *([one["note"]] if notes else []),
+            ]
+            for one in judged
+        ],
+    )
+
+
 def _status(ledger: Ledger) -> dict[str, Any]:
     from medseg.studies.liveness import Watch  # noqa: PLC0415
+    from medseg.studies.reviews import review_counts  # noqa: PLC0415
 
     watch = Watch()
     alive = {
@@ -158,6 +227,7 @@ def _status(ledger: Ledger) -> dict[str, Any]:
     return {
         "states": dict(ledger.counts()),
         "codes": ledger.codes(),
+        "reviews": review_counts(ledger),
         "processes": len(alive),
         "seconds_per_case": sum(seconds) / len(seconds) if seconds else None,
     }

@@ -40,6 +40,14 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Overrides the configuration's device.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Begin with the weights of this model: a folder or a packaged one's name. Same "
+            "network, channels and labels.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the run in the run folder, if one was begun."),
@@ -78,6 +86,14 @@ def train(
             code="usage",
         )
     wanted = str(fold) if fold is not None else folds
+    if start is not None and (cross_validate or wanted is not None):
+        raise ConfigError(
+            "--from",
+            expected="a single training",
+            found="folds",
+            remedy="write training.start_model into the configuration",
+            code="usage",
+        )
     if cross_validate or wanted is not None:
         _cross_validate(
             config,
@@ -98,6 +114,7 @@ def train(
         device=device,
         overwrite=overwrite,
         resume=resume,
+        start=start,
     )
     _print_result(result, as_json=as_json)
     if not result.finished:

@@ -19,7 +19,7 @@ def test_the_viewer_that_is_not_installed_gives_its_install_command(monkeypatch)
     assert "[napari-missing]" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["gone.nii.gz"], ["--models", "gone"]])
+@pytest.mark.parametrize("words", [["gone.nii.gz"], ["--models", "gone"], ["--ledger", "gone"]])
 def test_a_path_that_is_not_there_is_refused_before_anything_starts(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["napari", *words])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from medseg_napari._models import find_all_models, user_models
+from medseg_napari._models import find_all_models, model_events, remember_model, user_models
 from tests.tiny_model import write_tiny_model
 
 
@@ -65,3 +65,19 @@ def test_a_damaged_card_is_told_and_the_others_are_listed(folder):
 
 def test_the_users_folder_lies_among_the_data_of_the_user():
     assert user_models().parts[-2:] == ("medseg", "models")
+
+
+def test_a_model_that_was_made_here_is_listed_wherever_it_lies(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("medseg_napari._models._made_here", [])
+    told = []
+    model_events.added.connect(told.append)
+    made = write_tiny_model(tmp_path / "elsewhere" / "new")
+    try:
+        remember_model(made)
+        remember_model(made)
+    finally:
+        model_events.added.disconnect(told.append)
+    assert told == [made, made]
+    for place in (folder, None, made.parent):  # there once, also where it lies in the folder
+        names = [one.name for one in find_all_models(place).models]
+        assert names.count("new") == 1

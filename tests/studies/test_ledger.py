@@ -135,7 +135,7 @@ def test_a_case_is_handed_out_once_and_one_that_killed_comes_last(ledger):
     run, token = begun(ledger, entry(1), entry(2), entry(3))
     first, channels = ledger.claim(run, token)
     ledger.begin(first.number, token, channels)
-    with ledger._writing() as db:  # as if the process had died
+    with ledger.writing() as db:  # as if the process had died
         db.execute("UPDATE workers SET born = born - 100")
     assert ledger.recover(Watch()) == 1
     assert (ledger.row(1).state, ledger.row(1).deaths) == ("waiting", 1)
@@ -276,7 +276,7 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path):
     Ledger.open(path, create=True).close()
     with closing(sqlite3.connect(path)) as other:
         other.execute("PRAGMA user_version = 99")
-    with pytest.raises(FormatError, match="expected a ledger of version 1, found version 99"):
+    with pytest.raises(FormatError, match="expected a ledger of version 2, found version 99"):
         Ledger.open(path)
 
 
@@ -358,7 +358,7 @@ def test_locks_that_other_machines_do_not_see_are_none(tmp_path, monkeypatch):
 def test_the_journal_suits_the_file_system(kind, mode, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger_file, "_mount", lambda folder: (kind, frozenset()))
     with Ledger.open(tmp_path / "ledger.sqlite", create=True) as ledger:
-        assert ledger._read("PRAGMA journal_mode") == [(mode,)]
+        assert ledger.read("PRAGMA journal_mode") == [(mode,)]
         ledger.register([entry(1)])
 
 
@@ -382,8 +382,8 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
     path = tmp_path / "ledger.sqlite"
     with Ledger.open(path, create=True) as ledger:
         ledger.register([entry(1)])
-        pages = ledger._read("PRAGMA page_count")[0][0]
-        ledger._read(f"PRAGMA max_page_count = {pages}")
+        pages = ledger.read("PRAGMA page_count")[0][0]
+        ledger.read(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(ResourceError, match="found a full disk") as caught:
             ledger.register([entry(number) for number in range(2, 500)])
         assert caught.value.code == "disk-full"

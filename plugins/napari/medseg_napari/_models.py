@@ -6,12 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from psygnal import Signal
 
 from medseg.errors import MedsegError
 from medseg.models.card import ModelCard, load_card
 from medseg.models.zoo import ENSEMBLE_NAME, find_members, find_models, shipped_models
 
-__all__ = ["FoundModel", "FoundModels", "find_all_models", "user_models"]
+__all__ = [
+    "FoundModel",
+    "FoundModels",
+    "find_all_models",
+    "model_events",
+    "remember_model",
+    "user_models",
+]
+
+
+class ModelEvents:
+    """What docks tell each other of models."""
+
+    added = Signal(Path)
+
+
+model_events = ModelEvents()
+_made_here: list[Path] = []
+
+
+def remember_model(folder: Path) -> None:
+    """List a model that was made in this session, wherever it lies, and tell every dock."""
+    if folder not in _made_here:
+        _made_here.append(folder)
+    model_events.added.emit(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +90,7 @@ def user_models() -> Path:
 
 
 def find_all_models(folder: Path | None) -> FoundModels:
-    """Every model of the package and of a folder; weights are not read.
+    """Every model of the package, of a folder and of this session; weights are not read.
 
     Args:
         folder: Holds model folders, run folders or ensembles, or is one itself; None, or a folder
@@ -81,6 +106,10 @@ def find_all_models(folder: Path | None) -> FoundModels:
         else:
             inside = {**find_models(folder), **_ensembles(folder)}
             places += [(name, place, False) for name, place in sorted(inside.items())]
+    listed = {place for _, place, _ in places}
+    places += [
+        (place.name, place, False) for place in _made_here if place not in listed and place.is_dir()
+    ]
     models: list[FoundModel] = []
     problems: list[str] = []
     taken: set[str] = set()

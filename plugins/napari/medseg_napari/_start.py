@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["SAMPLES", "main", "open_viewer"]
 
 SAMPLES = ("hippocampus", "ct", "heart")
-DOCKS = ("Run a model", "Correct it", "See it", "Send it back")
+DOCKS = ("Run a model", "Correct it", "See it", "Send it back", "Work list", "Fine-tune")
+_WORK_LIST, _FINE_TUNE = DOCKS[4:]
 
 
 def open_viewer(
@@ -26,6 +27,7 @@ def open_viewer(
     *,
     sample: str | None = None,
     models: Path | None = None,
+    ledger: Path | None = None,
     show: bool = True,
 ) -> Viewer:
     """A viewer with the docks, and something opened in it.
@@ -33,9 +35,11 @@ def open_viewer(
     What cannot be opened is told in the viewer, which stays.
 
     Args:
-        paths: Files, folders and zips.
+        paths: Files, folders and zips; the output folder of a batch run is opened in the work
+            list.
         sample: One of :data:`SAMPLES`.
         models: Folder with models of the user.
+        ledger: Ledger of the batch run, if it is not in its output folder.
         show: Whether the window is to be seen.
     """
     import napari
@@ -45,7 +49,12 @@ def open_viewer(
     viewer = napari.Viewer(title=f"napari with medseg. {NOTICE}", show=show)
     if sample is not None:
         viewer.open_sample("medseg", sample)
+    from medseg_napari._worklist import is_batch_folder
+
+    batches = [path for path in paths if path.is_dir() and (ledger or is_batch_folder(path))]
     for path in paths:
+        if path in batches:
+            continue
         try:
             viewer.open(str(path), plugin="medseg")
         except MedsegError as error:
@@ -58,10 +67,16 @@ def open_viewer(
     for title in DOCKS:
         dock, widgets[title] = viewer.window.add_plugin_dock_widget("medseg", title, tabify=True)
         first = first or dock
+        if batches and title == _WORK_LIST:
+            first = dock
     if first is not None:  # after napari has shown the last one
         QTimer.singleShot(0, first.raise_)
     if models is not None:
-        widgets[DOCKS[0]].look_for_models(models)
+        for title in (DOCKS[0], _FINE_TUNE):
+            widgets[title].look_for_models(models)
+        widgets[_WORK_LIST].models = models
+    if batches:
+        widgets[_WORK_LIST].open_folder(batches[-1], ledger)
     return viewer
 
 
@@ -71,8 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--sample", choices=SAMPLES)
     parser.add_argument("--models", type=Path)
+    parser.add_argument("--ledger", type=Path)
     given = parser.parse_args(arguments)
-    open_viewer(given.paths, sample=given.sample, models=given.models)
+    open_viewer(given.paths, sample=given.sample, models=given.models, ledger=given.ledger)
     import napari
 
     napari.run()

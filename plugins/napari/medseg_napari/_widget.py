@@ -44,7 +44,13 @@ from medseg_napari._controller import (
 )
 from medseg_napari._layer_boxes import fill, index_of, is_ours, likely, narrow_box
 from medseg_napari._layers import doubt_layer, label_colours
-from medseg_napari._models import FoundModel, FoundModels, find_all_models, user_models
+from medseg_napari._models import (
+    FoundModel,
+    FoundModels,
+    find_all_models,
+    model_events,
+    user_models,
+)
 from medseg_napari._origin import METADATA_KEY, origin_of
 from medseg_napari._request import ImageInput, Request, RunOptions, region_of_shapes
 from medseg_napari._send import CHANNELS_KEY
@@ -75,6 +81,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self.controller = RunController(self._state_changed, store=choices_path(os.environ))
         self._models = FoundModels((), ())
+        self._folder: Path | None = None
         self._layers: dict[Task, Labels] = {}
         self._activity: Activity | None = None
         self._channel_boxes: list[QComboBox] = []
@@ -97,6 +104,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._listening.to(layers.removed, self._layer_removed)
         self._listening.to(layers.reordered, self._layers_changed)
         self._listening.to(self._viewer.layers.selection.events.active, self._active_changed)
+        self._listening.to(model_events.added, self._model_added)
         QApplication.instance().aboutToQuit.connect(self.stop)
         self.look_for_models(user_models())
         start_worker(_device_names, yielded=self._devices_found)
@@ -184,6 +192,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     def look_for_models(self, folder: Path | None) -> None:
         """List the packaged models and those of a folder."""
+        self._folder = folder
         self._models = find_all_models(folder)
         chosen = self.model_box.currentText()
         self.model_box.blockSignals(True)
@@ -194,6 +203,9 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._model_changed()
         if self._models.problems:
             self._say("\n".join(self._models.problems), trouble=True)
+
+    def _model_added(self, _folder: Path) -> None:
+        self.look_for_models(self._folder)
 
     @property
     def model(self) -> FoundModel | None:
