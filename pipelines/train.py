@@ -217,6 +217,8 @@ def train(
             _check_place(run_folder, settings, earlier.settings)
         data = data or read_data(settings, root)
         check_data(settings, data)
+        for note in data.notes:
+            hearer.noted(f"{data.name}: {note}")
         if earlier is None or earlier.checkpoint is None:
             load_encoder(settings, network, hearer)
         elif earlier.checkpoint is not None:

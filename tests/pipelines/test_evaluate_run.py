@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from medseg.core import LabelMap
+from medseg.core import LabelMap, Volume
 from medseg.data.case import read_labelled
 from medseg.data.phantoms import write_phantom
 from medseg.data.schemes import SCHEMES
@@ -16,6 +16,7 @@ from medseg.errors import FormatError
 from medseg.inference.predictor import Predictor
 from medseg.io.reading import read_labels
 from medseg.metrics.overlap import dice_by_label
+from medseg.models.card import load_card
 from medseg.training.settings import parse_settings
 from pipelines.cli import app
 from pipelines.train import read_data, train
@@ -39,6 +40,10 @@ def trained_on(layout, scheme, place, **changes):
     content["labels"] = SCHEMES[scheme].to_dict()
     content["data"] = {"root": "data/phantom", "layout": layout}
     content["inputs"] |= {"spacing_mm": None, "window_ijk": [16, 16, 8]}
+    if layout == "transunet":
+        content["inputs"]["channels"] = [
+            {"name": "CT", "modality": "CT", "scaled_hu": [-125, 275]},
+        ]
     settings = parse_settings(content | changes, where="test")
     train(settings, run_folder=place / "run", data_root=place / "data")
     return settings
@@ -220,6 +225,22 @@ def test_stacks_of_transunets_preprocessing_are_scored_by_its_protocol(tmp_path)
     )
     assert isinstance(kept, LabelMap)
     np.testing.assert_array_equal(kept.data_ijk, truth.data_ijk)
+
+
+def test_a_model_of_scaled_ct_takes_hounsfield_units_and_says_so(tmp_path):
+    write_phantom("transunet", tmp_path / "data", cases=2, size="small")
+    settings = trained_on("transunet", "transunet-8", tmp_path)
+    card = load_card(tmp_path / "run")
+    assert card.inputs.channels[0].scaled_hu == (-125, 275)
+    (case,) = read_data(settings, tmp_path / "data").validation
+    scaled, _ = read_labelled(case, ["CT"], settings.scheme())
+    in_hu = Volume(400.0 * scaled.data_cijk - 125.0, scaled.grid, scaled.channels)
+    predictor = Predictor.load(tmp_path / "run", device="cpu")
+    one, other = predictor.predict(scaled), predictor.predict(in_hu)
+    assert np.mean(one.labels.data_ijk != other.labels.data_ijk) < 1e-3
+    assert len(np.unique(one.labels.data_ijk)) > 1, "an empty answer would show nothing"
+    assert any("from -125 to 275 were brought to 0 to 1" in note for note in other.notes)
+    assert not any("brought to 0 to 1" in note for note in one.notes)
 
 
 def test_what_nobody_judged_counts_in_nothing(tmp_path):
