@@ -223,6 +223,8 @@ def train(
             load_encoder(settings, network, hearer)
         elif earlier.checkpoint is not None:
             hearer.noted(f"going on after step {earlier.checkpoint.step}")
+            for change in earlier.changes:
+                hearer.noted(change)
         folder = RunFolder.of(run_folder, settings, root)
         if earlier is not None:
             folder = RunFolder(run_folder, earlier.config_yaml)

@@ -297,7 +297,7 @@ def test_a_value_that_no_year_has_is_a_fault_of_its_case_alone(copy):
     nibabel.save(nibabel.Nifti1Image(values, labels.affine), path)
     listing = list_cases(root, scheme="brats-2023")
     assert (len(listing.cases), listing.notes) == (2, ())
-    with pytest.raises(ConfigError, match="found 3 in case .* as in brats-2023"):
+    with pytest.raises(ConfigError, match=r"found 3 in case .* as in brats-2023"):
         list_cases(root, scheme="brats-2018-2021")
 
 

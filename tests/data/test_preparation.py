@@ -155,7 +155,7 @@ def test_scaled_ct_is_refused_by_a_model_of_hounsfield_units():
     )
     scaled = np.linspace(0, 1, 125, dtype=np.float32).reshape(1, 5, 5, 5)
     grid = Grid((5, 5, 5), np.eye(4))
-    with pytest.raises(FormatError, match="expected Hounsfield units.* CT that somebody scaled"):
+    with pytest.raises(FormatError, match=r"expected Hounsfield units.* CT that somebody scaled"):
         check_image(Volume(scaled, grid, ("CT",)), inputs)
     assert check_image(Volume(400 * scaled - 125, grid, ("CT",)), inputs) == ()
     # water, or nothing at all, everywhere

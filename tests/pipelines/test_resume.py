@@ -269,6 +269,32 @@ def test_other_settings_are_refused_by_the_first_key_that_differs(broken, root, 
         run(broken, root, tiny_settings(**{"steps": 5, **changes}), resume=True)
 
 
+def test_a_run_that_met_nan_goes_on_from_its_last_good_checkpoint_at_another_rate(tmp_path, root):
+    content = tiny_settings(steps=8, learning_rate=1e30, bad_steps_in_a_row=2, optimizer="sgd")
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"a finite loss.*go on from the last good .* --resume"):
+        run(folder, root, content)
+    good = load_checkpoint(folder / "checkpoints", Silent()).step
+    lower = content | {"training": content["training"] | {"learning_rate": 0.01}}
+    hearer = Stops(after=100)
+    result = run(folder, root, lower, resume=True, listener=hearer)
+    assert (result.finished, result.steps, result.skipped) == (True, 8, 0)
+    assert result.steps - good == len(result.losses)
+    assert "training.learning_rate is 0.01 from here on, was 1e+30" in hearer.notes
+    kept = yaml.safe_load((folder / "config.yaml").read_text())["training"]
+    assert kept["learning_rate"] == 0.01
+    # the run folder is known by its new settings from now on
+    assert run(folder, root, lower, resume=True).finished_before
+
+
+def test_a_precision_named_for_the_rest_of_a_run_is_taken(tmp_path, broken, root):
+    folder = tmp_path / "run"
+    shutil.copytree(broken, folder)
+    content = tiny_settings(steps=5)
+    content["training"]["precision"] = "bf16"
+    assert run(folder, root, content, resume=True).numerics.precision == "bf16"
+
+
 def test_another_network_is_refused(broken, root):
     with pytest.raises(ConfigError, match=r"network\.name: expected 'revunet'.*found 'neunet'"):
         run(broken, root, tiny_settings("neunet", steps=5), resume=True)
