@@ -29,6 +29,7 @@ from pipelines.run_folder import (
 )
 from pipelines.shipped import find_config, shipped_configs
 from pipelines.torchrun import processes_together
+from pipelines.train_result import TrainResult
 from pipelines.training_checks import (
     check_data,
     check_extents,
@@ -36,7 +37,7 @@ from pipelines.training_checks import (
     load_encoder,
 )
 from pipelines.training_report import write_training_report
-from pipelines.training_session import TrainingSession, TrainResult
+from pipelines.training_session import TrainingSession
 
 __all__ = [
     "TrainResult",

@@ -12,7 +12,7 @@ from medseg.errors import ConfigError
 from pipelines.commands.console import Json, answering, app, print_json
 
 if TYPE_CHECKING:
-    from pipelines.training_session import TrainResult
+    from pipelines.train_result import TrainResult
 
 _FOLDS = 5
 
