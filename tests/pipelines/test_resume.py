@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +21,9 @@ from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import parse_settings
 from pipelines.cli import app
 from pipelines.train import train, train_from_command
+from tests.forked import started
 from tests.tiny_dataset import tiny_settings, write_dataset
+from tests.training_together import train_by_the_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -400,30 +400,23 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_losses_of_one_that_was_not(tm
     config = tmp_path / "balls.yaml"
     config.write_text(yaml.safe_dump(content))
     folder = tmp_path / "run"
-    program = (
-        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
-        "from pipelines.train import train_from_command;"
-        "train_from_command(sys.argv[1], data=Path(sys.argv[2]), out=Path(sys.argv[3]),"
-        " resume=True)"
-    )
-    words = [sys.executable, "-c", program, str(config), str(root), str(folder)]
     killed = 0
     for least in (0, 12):
-        process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE)
+        process = started(train_by_the_command, str(config), str(root), str(folder))
         try:
             deadline = time.monotonic() + 90
-            while process.poll() is None and time.monotonic() < deadline:
+            while process.is_alive() and time.monotonic() < deadline:
                 if least == 0 and (folder / "checkpoints").exists():
                     break  # while the first checkpoint is written
                 if least and (folder / "log.csv").exists() and len(losses(folder)) > least:
                     break
                 time.sleep(0.01)
-            assert process.poll() is None, process.stderr.read().decode()
+            assert process.is_alive(), f"it ended with {process.exitcode}"
             os.kill(process.pid, signal.SIGKILL)
             killed += 1
         finally:
             process.kill()
-            process.communicate()
+            process.join()
     assert killed == 2
     last = run(folder, root, content, resume=True)
     assert last.finished
