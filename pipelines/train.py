@@ -12,6 +12,8 @@ from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.models.table import build_volume_network
 from medseg.ops.device import choose_device
+from medseg.training.logs import check_mlflow
+from medseg.training.precision import check_precision
 from medseg.training.ranks import Ranks
 from medseg.training.schedule import parse_duration
 from medseg.training.settings import RunSettings, load_settings, parse_settings
@@ -191,6 +193,9 @@ def train(
     hearer = listener or Silent()
     settings = complete_settings(settings)
     place = device or choose_device(settings.training.device)
+    check_precision(settings.training.precision, place)
+    if settings.training.mlflow:
+        check_mlflow()
     ranks = Ranks()
 
     def check_folder() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -245,3 +246,20 @@ def test_no_more_workers_than_cores_are_started(root, tmp_path):
     assert (_workers(cores, heard), notes) == (cores, [])
     assert _workers(cores + 7, heard) == cores
     assert notes == [f"{cores} instead of {cores + 7} training.workers, as many as there are cores"]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"precision": "fp16"}, "one of auto, bf16, fp32 on a CPU, found 'fp16'"),
+        ({"mlflow": True}, "pip install 'medseg"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused_before_anything_is_written(
+    tmp_path, root, monkeypatch, option, words
+):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path / "run", root, tiny_settings(**option))
+    assert not (tmp_path / "run").exists()
