@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+# longer lists are cut to so many members
+_LISTED, _SHOWN = 12, 6
+
+
 class MedsegError(Exception):
     """Base of every error that medseg raises on purpose.
 
@@ -127,7 +131,8 @@ def one_of(choice: str, choices: Iterable[str]) -> str:
         choices: The members that exist.
 
     Returns:
-        Text such as ``one of neunet, revunet (nearest: revunet)``.
+        Text such as ``one of neunet, revunet (nearest: revunet)``. Of a long list the members that
+        come nearest, nearest first, and how many more there are.
 
     >>> one_of("revunett", ["neunet", "revunet"])
     'one of neunet, revunet (nearest: revunet)'
@@ -135,6 +140,15 @@ def one_of(choice: str, choices: Iterable[str]) -> str:
     members = sorted(choices)
     near = difflib.get_close_matches(choice, members, n=1, cutoff=0.5)
     hint = f" (nearest: {near[0]})" if near else ""
+    if len(members) > _LISTED:
+        likeness = difflib.SequenceMatcher(b=choice)
+
+        def unlike(member: str) -> float:
+            likeness.set_seq1(member)
+            return -likeness.ratio()
+
+        nearest = sorted(members, key=unlike)[:_SHOWN]
+        return f"one of {', '.join(nearest)} and {len(members) - _SHOWN} others{hint}"
     return f"one of {', '.join(members)}{hint}"
 
 

@@ -314,9 +314,9 @@ def _preprocessing(card: ModelCard, *, with_labels: bool = False) -> list[Config
 
 
 def _intensities(channels: tuple[Channel, ...]) -> list[Config]:
-    kinds = {channel.normalisation for channel in channels}
+    kinds = {(channel.normalisation, channel.scaled_hu) for channel in channels}
     if len(kinds) == 1:
-        return _normalised("image", kinds.pop())
+        return _prepared("image", channels[0])
     keys = [f"image_{number}" for number in range(len(channels))]
     apart: Config = {
         "_target_": "SplitDimd",
@@ -328,13 +328,31 @@ def _intensities(channels: tuple[Channel, ...]) -> list[Config]:
     each = [
         step
         for key, channel in zip(keys, channels, strict=True)
-        for step in _normalised(key, channel.normalisation)
+        for step in _prepared(key, channel)
     ]
     together: list[Config] = [
         {"_target_": "ConcatItemsd", "keys": keys, "name": "image", "dim": 0},
         {"_target_": "DeleteItemsd", "keys": keys},
     ]
     return [apart, *each, *together]
+
+
+def _prepared(key: str, channel: Channel) -> list[Config]:
+    """The channel's intensities; MONAI's transforms take CT in Hounsfield units alone."""
+    steps = _normalised(key, channel.normalisation)
+    if channel.scaled_hu is None:
+        return steps
+    lower, upper = channel.scaled_hu
+    scaled: Config = {
+        "_target_": "ScaleIntensityRanged",
+        "keys": key,
+        "a_min": lower,
+        "a_max": upper,
+        "b_min": 0.0,
+        "b_max": 1.0,
+        "clip": True,
+    }
+    return [scaled, *steps]
 
 
 def _normalised(key: str, how: ZScore | ClipZScore | Unchanged) -> list[Config]:

@@ -56,6 +56,7 @@ class Planned:
         reasons = self.plan.reasons
         network = settings.network
         rows = [
+            ["network", network.name, NETWORKS[network.name].title],
             ["cases", str(len(self.fingerprint.cases)), self.fingerprint.split_source],
             ["orientation", inputs.orientation, reasons["inputs.orientation"]],
             [
@@ -122,7 +123,7 @@ class Planned:
 
 def plan_dataset(
     root: Path,
-    network: str,
+    network: str | None,
     *,
     memory_bytes: int,
     out: Path | None = None,
@@ -144,7 +145,8 @@ def plan_dataset(
 
     Args:
         root: The dataset's folder, or the file of a list of paths.
-        network: Name of the network.
+        network: Name of the network; None takes the one that learns most in a given time, revunet
+            on a CPU, and neunet on a GPU.
         memory_bytes: What a training step may take, on the device where it runs.
         out: The YAML file; None for ``<network>_<dataset>.yaml`` in the current directory. The
             fingerprint is written beside it.
@@ -167,6 +169,7 @@ def plan_dataset(
     """
     hearer = listener or Silent()
     place = choose_device(device)
+    network = network or ("revunet" if place.type == "cpu" else "neunet")
     named = network.lower() if network.lower() in NETWORKS else network
     if named not in NETWORKS:
         raise ConfigError(

@@ -21,6 +21,7 @@ from rich.progress import (
 __all__ = ["ConsoleListener", "console_listener"]
 
 _LINE_EVERY_S = 15.0
+_STABLE_STEPS = 3
 
 
 class ConsoleListener:
@@ -35,13 +36,13 @@ class ConsoleListener:
         self._tasks: dict[str, TaskID] = {}
         self._figures: dict[str, float] = {}
         self._totals: dict[str, int] = {}
-        self._began_s: dict[str, float] = {}
+        self._first: dict[str, tuple[int, float]] = {}
         self._told_s = time.monotonic()
 
     def started(self, stage: str, total: int) -> None:
         """Add the stage's bar, or set it back to nothing."""
         self._totals[stage] = total
-        self._began_s[stage] = time.monotonic()
+        self._first.pop(stage, None)
         self._told_s = time.monotonic()
         if stage in self._tasks:
             self._progress.reset(self._tasks[stage], total=total)
@@ -52,10 +53,15 @@ class ConsoleListener:
         """Move the stage's bar; where there are no bars, write a line now and then."""
         now = time.monotonic()
         total = self._totals.get(stage, done)
+        # the first step also compiles kernels and fills caches: it tells nothing of the others
+        first, first_s = self._first.setdefault(stage, (done, now))
         if self._progress.disable and done < total and now - self._told_s > _LINE_EVERY_S:
             self._told_s = now
-            left_s = (now - self._began_s.get(stage, now)) / max(1, done) * (total - done)
-            self.noted(f"{stage}: {done} of {total}, about {left_s:.0f} s left")
+            left = "measuring how long it takes"
+            if done - first >= _STABLE_STEPS:
+                left_s = (now - first_s) / (done - first) * (total - done)
+                left = f"about {left_s:.0f} s left"
+            self.noted(f"{stage}: {done} of {total}, {left}")
         if stage in self._tasks:
             self._progress.update(self._tasks[stage], completed=done)
 

@@ -18,8 +18,10 @@ from medseg.io.writing import write_volume
 from medseg.studies.runner import run_cases
 from medseg.training.settings import RunSettings, load_settings
 from pipelines.evaluation_files import Failure
+from pipelines.folds import FOLDS_NAME, Folds, fold_runs
 from pipelines.output import prepare_output
 from pipelines.run_folder import CONFIG_NAME, SPLIT_NAME
+from pipelines.tables import counted
 from pipelines.train import read_data
 
 __all__ = ["PARTS", "RunCases", "segment_part"]
@@ -38,7 +40,8 @@ class RunCases:
     """What lies ready to be scored.
 
     Args:
-        part: Part of the dataset.
+        part: Part of the dataset, in words.
+        model: Run whose card names labels and regions.
         predictions: Folder with ``CASE_dseg.nii.gz`` of every case that could be segmented.
         references: Folder with the experts' labels of every case that could be read, under the same
             names.
@@ -50,6 +53,7 @@ class RunCases:
     """
 
     part: str
+    model: Path
     predictions: Path
     references: Path
     cases: tuple[str, ...]
@@ -83,8 +87,10 @@ def segment_part(
     reference of a case is what the dataset's layout makes of it: labels recoded to the model's,
     RTSTRUCT filled, slices stacked, on the grid of the image.
 
+    Of a folder of folds every case is segmented by the fold that held it out.
+
     Args:
-        run: Folder of a run, or of a fold.
+        run: Folder of a run, of a fold, or of folds.
         out: Folder for ``predictions`` and ``references``.
         listener: Told of every case; may ask to stop.
         part: Of :data:`PARTS`; None takes ``test`` if the dataset has such cases, else
@@ -100,9 +106,8 @@ def segment_part(
         FormatError: The first failure, if no case could be segmented.
         Cancelled: If the listener asks to stop.
     """
-    settings = load_settings(run / CONFIG_NAME)
-    whole = read_data(settings, data or Path(settings.data.root))
-    part, cases = _chosen(run, whole, part, only)
+    part, shares, settings = _shares(run, part, data, only, listener)
+    cases = [case for share in shares.values() for case in share]
     folders = out / _PREDICTIONS, out / _REFERENCES
     if not overwrite and any(folder.exists() for folder in folders):
         raise ConfigError(
@@ -112,16 +117,21 @@ def segment_part(
             remedy="add --overwrite, or choose another output folder",
             code="output-exists",
         )
-    predictor = Predictor.load(run, device=device)
+    predictors = (Predictor.load(one, device=device) for one in shares)
+    predictor = next(predictors)  # what cannot be loaded is told before anything is written
     for folder in folders:
         prepare_output(folder)
 
     referenced: set[str] = set()
+    first_of_share = {share[0].id for share in [*shares.values()][1:]}
 
     def write(labels: LabelMap, folder: Path, case: str) -> None:
         write_volume(Volume(labels.data_ijk[None], labels.grid), folder / f"{case}{_ENDING}")
 
     def segmented(case: Case) -> None:
+        nonlocal predictor
+        if case.id in first_of_share:
+            predictor = next(predictors)
         # that of an earlier call would be scored where this one fails
         (folders[0] / f"{case.id}{_ENDING}").unlink(missing_ok=True)
         try:
@@ -156,6 +166,7 @@ def segment_part(
     ignored = {case.ignore_value for case in cases} - {None}
     return RunCases(
         part,
+        next(iter(shares)),
         *folders,
         tuple(case.id for case in cases if case.id in referenced),
         tuple(failed),
@@ -165,9 +176,71 @@ def segment_part(
     )
 
 
-def _chosen(
-    run: Path, whole: DataList, part: str | None, only: tuple[str, ...] | None
-) -> tuple[str, list[Case]]:
+def _shares(
+    run: Path,
+    part: str | None,
+    data: Path | None,
+    only: tuple[str, ...] | None,
+    listener: Listener,
+) -> tuple[str, dict[Path, list[Case]], RunSettings]:
+    """The part in words, which run segments which cases, and the settings of all of them."""
+    folds = dict(fold_runs(run)) if (run / FOLDS_NAME).is_file() else {}
+    if (run / FOLDS_NAME).is_file():
+        _check_folds(run, folds, part, listener)
+    runs = [*folds.values()] or [run]
+    settings = load_settings(runs[0] / CONFIG_NAME)
+    whole = read_data(settings, data or Path(settings.data.root))
+    shares: dict[Path, list[Case]] = {}
+    for one in runs:
+        part, shares[one] = _chosen(one, whole, "validation" if folds else part)
+    named = {case.id for cases in shares.values() for case in cases}
+    strangers = sorted(set(only or ()) - named)
+    if strangers:
+        raise ConfigError(
+            "--cases",
+            expected=f"names of cases under {part!r}",
+            found=f"also {', '.join(strangers[:10])}",
+            remedy="correct the list, or choose another --part",
+            code="cases",
+        )
+    if only is not None:
+        kept = {one: [case for case in cases if case.id in only] for one, cases in shares.items()}
+        shares = {one: cases for one, cases in kept.items() if cases}
+    assert part is not None  # noqa: S101 - there is at least one run
+    return (
+        f"{part} of {counted(len(folds), 'fold')}" if folds else part,
+        shares,
+        settings,
+    )
+
+
+def _check_folds(
+    run: Path, folds: Mapping[int, Path], part: str | None, listener: Listener
+) -> None:
+    """Refuse folds of which none is trained, and parts that they have each for itself."""
+    count = len(Folds.load(run).held_out)
+    if part not in (None, "validation"):
+        raise ConfigError(
+            "--part",
+            expected="validation: the cases that each fold held out",
+            found=repr(part),
+            remedy=f"leave it out, or evaluate one of the folds, such as {run.name}/fold_0",
+            code="evaluation-part",
+        )
+    if not folds:
+        raise ConfigError(
+            str(run),
+            expected="a fold that has been trained",
+            found="none",
+            remedy="train them with medseg train CONFIG --cv",
+            code="folds-missing",
+        )
+    untrained = [str(number) for number in range(count) if number not in folds]
+    if untrained:
+        listener.noted(f"not trained, their cases are not judged: fold {', '.join(untrained)}")
+
+
+def _chosen(run: Path, whole: DataList, part: str | None) -> tuple[str, list[Case]]:
     """The part and its cases, by the run's own word where it has one."""
     if part is not None and part not in PARTS:
         raise ConfigError(
@@ -211,16 +284,7 @@ def _chosen(
             remedy="give the dataset that the run was trained on, with --data",
             code="resume-split",
         )
-    strangers = sorted(set(only or ()) - set(named[part]))
-    if strangers:
-        raise ConfigError(
-            "--cases",
-            expected=f"names of cases under {part!r}",
-            found=f"also {', '.join(strangers[:10])}",
-            remedy="correct the list, or choose another --part",
-            code="cases",
-        )
-    return part, [there[name] for name in named[part] if only is None or name in only]
+    return part, [there[name] for name in named[part]]
 
 
 def _read(case: Case, settings: RunSettings) -> tuple[Volume, LabelMap]:

@@ -76,6 +76,15 @@ _FREE_KEYS = {"data.root", "training.device", "training.workers", "training.pref
 }
 # what may grow
 _LENGTH_KEYS = {"training.steps", "training.epochs"}
+# what may be changed where a run has left the rails
+_COURSE_KEYS = {
+    "training.learning_rate",
+    "training.gradient_clip",
+    "training.precision",
+    "training.bad_steps_in_a_row",
+    "training.bad_step_share",
+}
+_CHANGEABLE = tuple(key.removeprefix("training.") for key in sorted(_LENGTH_KEYS | _COURSE_KEYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +93,18 @@ class Earlier:
 
     Args:
         settings: As it was begun with.
-        config_yaml: Its ``config.yaml``, with the length that it shall have now.
+        config_yaml: Its ``config.yaml``, with the length and rate that it shall have now.
         checkpoint: Its last state; None if it ended before its first step.
-        numerics: Precision and layout it was begun in; None if it had not chosen yet.
+        numerics: Precision and layout it was begun in, or the precision that it shall have now;
+            None if it had not chosen yet.
+        changes: What is no longer as it was begun with, in words.
     """
 
     settings: RunSettings
     config_yaml: str
     checkpoint: Checkpoint | None
     numerics: Numerics | None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ class RunFolder:
 
     @property
     def course_sha256(self) -> str:
-        """Hash of the settings but for the run's length, which may be made larger later."""
+        """Hash of the settings but for those that a continued run may have otherwise."""
         return _course_sha256(self.config_yaml)
 
     def begin(self, data: DataList, *, overwrite: bool) -> None:
@@ -146,7 +158,7 @@ class RunFolder:
         write_text(self.path / CONFIG_NAME, self.config_yaml)
 
     def go_on(self, data: DataList) -> None:
-        """Write down that the run is longer now, if it is.
+        """Write down the length and rate of the run, if they are others now.
 
         Raises:
             ConfigError: ``resume-split``.
@@ -250,8 +262,8 @@ def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earl
             code="resume-folder",
         )
     begun = load_settings(path)
-    _check_same(begun, settings, folder)
-    text = _with_length(path.read_text(encoding="utf-8"), settings)
+    changes = _check_same(begun, settings, folder)
+    text = _with_changes(path.read_text(encoding="utf-8"), settings)
     digest = _course_sha256(text)
     checkpoints = folder / "checkpoints"
     checkpoint = None
@@ -266,7 +278,10 @@ def earlier_run(folder: Path, settings: RunSettings, listener: Listener) -> Earl
                 remedy=f"put the {CONFIG_NAME} and checkpoints of one run together",
                 code="checkpoint-other-run",
             )
-    return Earlier(begun, text, checkpoint, _chosen(folder / _PROBE_NAME))
+    numerics = _chosen(folder / _PROBE_NAME)
+    if numerics is not None and settings.training.precision != "auto":
+        numerics = Numerics(settings.training.precision, numerics.channels_last)
+    return Earlier(begun, text, checkpoint, numerics, changes)
 
 
 def record_of_finished(
@@ -319,7 +334,8 @@ def hardware(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)}; {words}" if device.type == "cuda" else words
 
 
-def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
+def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> tuple[str, ...]:
+    """Refuse other settings; returned are those of the course that are others now, in words."""
     before, now = _flat(begun.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     for key, name_of in (
         ("training.encoder_weights", lambda weights: Path(weights).name),
@@ -327,7 +343,12 @@ def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
     ):
         if isinstance(now.get(key), str):
             now[key] = name_of(str(now[key]))
+    changes = []
     for key in sorted(before.keys() | now.keys()):
+        if key in _COURSE_KEYS:
+            if before.get(key) != now.get(key):
+                changes.append(f"{key} is {now.get(key)!r} from here on, was {before.get(key)!r}")
+            continue
         if key in _LENGTH_KEYS and _is_longer(before.get(key), now.get(key)):
             continue
         if key not in _FREE_KEYS and before.get(key) != now.get(key):
@@ -339,6 +360,7 @@ def _check_same(begun: RunSettings, given: RunSettings, folder: Path) -> None:
                 "configuration, or start a new run",
                 code="resume-settings",
             )
+    return tuple(changes)
 
 
 def _name_of_model(folder: str) -> str:
@@ -351,19 +373,19 @@ def _is_longer(before: object, now: object) -> bool:
     return isinstance(before, int) and isinstance(now, int) and now > before
 
 
-def _with_length(config_yaml: str, settings: RunSettings) -> str:
-    """The same settings with the length of others."""
+def _with_changes(config_yaml: str, settings: RunSettings) -> str:
+    """The same settings with what others have in place of what a continued run may change."""
     content = yaml.safe_load(config_yaml)
-    length = {"steps": settings.training.steps, "epochs": settings.training.epochs}
-    if length == {key: content["training"].get(key) for key in length}:
+    wanted = settings.training.model_dump(mode="json", include=set(_CHANGEABLE))
+    if wanted == {key: content["training"].get(key) for key in wanted}:
         return config_yaml
-    content["training"] |= length
+    content["training"] |= wanted
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _course_sha256(config_yaml: str) -> str:
     content = yaml.safe_load(config_yaml)
-    for key in ("steps", "epochs"):
+    for key in _CHANGEABLE:
         content["training"].pop(key, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 

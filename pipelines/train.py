@@ -13,6 +13,8 @@ from medseg.events import Cancelled, Listener, Silent
 from medseg.models.card import load_card
 from medseg.models.table import build_volume_network
 from medseg.ops.device import choose_device
+from medseg.training.logs import check_mlflow
+from medseg.training.precision import check_precision
 from medseg.training.ranks import Ranks
 from medseg.training.schedule import parse_duration
 from medseg.training.settings import RunSettings, load_settings, parse_settings
@@ -30,6 +32,7 @@ from pipelines.run_folder import (
 )
 from pipelines.shipped import find_config, shipped_configs
 from pipelines.torchrun import processes_together
+from pipelines.train_result import TrainResult
 from pipelines.training_checks import (
     check_data,
     check_extents,
@@ -38,7 +41,7 @@ from pipelines.training_checks import (
     load_start,
 )
 from pipelines.training_report import write_training_report
-from pipelines.training_session import TrainingSession, TrainResult
+from pipelines.training_session import TrainingSession
 
 __all__ = [
     "TrainResult",
@@ -202,6 +205,9 @@ def train(
     hearer = listener or Silent()
     settings = complete_settings(settings)
     place = device or choose_device(settings.training.device)
+    check_precision(settings.training.precision, place)
+    if settings.training.mlflow:
+        check_mlflow()
     ranks = Ranks()
 
     def check_folder() -> None:
@@ -235,10 +241,14 @@ def train(
             _check_place(run_folder, settings, earlier.settings)
         data = data or read_data(settings, root)
         check_data(settings, data)
+        for note in data.notes:
+            hearer.noted(f"{data.name}: {note}")
         if earlier is None or earlier.checkpoint is None:
             load_encoder(settings, network, hearer)
         elif earlier.checkpoint is not None:
             hearer.noted(f"going on after step {earlier.checkpoint.step}")
+            for change in earlier.changes:
+                hearer.noted(change)
         folder = RunFolder.of(run_folder, settings, root)
         if earlier is not None:
             folder = RunFolder(run_folder, earlier.config_yaml)

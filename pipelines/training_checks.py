@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg.core import LabelScheme
 from medseg.data.datalist import DataList
+from medseg.data.layouts.transunet import SCALED_HU
 from medseg.data.prepared import PreparedCase
 from medseg.errors import ConfigError
 from medseg.events import Listener
@@ -92,7 +93,7 @@ def check_foreground(
 
 
 def check_data(settings: RunSettings, data: DataList) -> None:
-    """Refuse a dataset whose labels or channels are not those of the settings."""
+    """Refuse a dataset whose labels, channels or units are not those of the settings."""
     if data.ignore_value not in (None, settings.ignore_value):
         raise ConfigError(
             "ignore_value",
@@ -115,6 +116,16 @@ def check_data(settings: RunSettings, data: DataList) -> None:
             found=str(len(settings.inputs.channels)),
             remedy="list the dataset's channels in its order",
             code="dataset-channels",
+        )
+    if data.layout == "transunet" and settings.inputs.channels[0].scaled_hu is None:
+        low, high = SCALED_HU
+        raise ConfigError(
+            "inputs.channels.0.scaled_hu",
+            expected=f"[{low:g}, {high:g}], the Hounsfield units that 0 and 1 stand for in the "
+            f"dataset {data.name!r}",
+            found="nothing, so that the images would be taken for Hounsfield units",
+            remedy="add it, with a normalisation of 0 to 1 such as {kind: unchanged}",
+            code="intensity-units",
         )
 
 

@@ -23,7 +23,7 @@ from medseg.inference.predictor import Predictor
 from medseg.studies.preview import three_plane_png
 from medseg.training.logs import PICTURE_NAME
 from medseg.training.settings import RunSettings
-from pipelines.training_session import TrainResult
+from pipelines.train_result import TrainResult
 
 __all__ = ["REPORT_NAME", "write_training_report"]
 

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import monai
 import torch
 
 import medseg
-from medseg.data.datalist import Case, DataList
-from medseg.data.preparation import check_fills
-from medseg.data.preparing import CachePlan
+from medseg.data.datalist import DataList
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener
-from medseg.models.card import ModelCard, ModelDescription, StartModel, Training, load_card
+from medseg.models.card import ModelDescription, StartModel, Training, load_card
 from medseg.models.folder import save_model
 from medseg.models.network import SegmentationNetwork
-from medseg.training.batches import StepBatches
-from medseg.training.cases import PreparedCases, cache_cases, training_loader
 from medseg.training.checkpoint import BestWeights, Checkpoint, load_best
 from medseg.training.engine import Outcome, TrainingRun
 from medseg.training.logs import RunLog
@@ -32,85 +26,15 @@ from medseg.training.ranks import Ranks
 from medseg.training.schedule import BudgetPace, Pace, StepPace
 from medseg.training.settings import RunSettings
 from medseg.training.step import Stepper, build_optimizer
-from medseg.training.transforms import ReadCase, training_transforms, validation_transforms
 from medseg.training.validation import Scores, Validator
 from pipelines.run_folder import Earlier, RunFolder, hardware, versions
-from pipelines.training_checks import check_foreground
+from pipelines.train_result import TrainResult
+from pipelines.training_cases import read_cases
 
-__all__ = ["TrainResult", "TrainingSession"]
+__all__ = ["TrainingSession"]
 
 _PROBE_SHARE = 0.05
 _PROBE_LIMIT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run came to.
-
-    Args:
-        run_folder: Where everything is.
-        card: The model's card.
-        losses: Loss of every step; of a continued run those of the part made now.
-        steps: Steps done.
-        epochs: Epochs begun.
-        reading_s: Seconds to read and prepare the cases, outside any budget.
-        training_s: Seconds from the start of the schedule to its end: the choice of precision, the
-            steps and the validations in between.
-        validation_s: Seconds of the validation after the end, outside any budget.
-        numerics: Precision and layout.
-        dice: Structure or region to Dice over all validation cases; empty if the run was stopped.
-        mean_dice: Mean of them; NaN if the run was stopped.
-        per_case: Case to structure to Dice.
-        weights: Number of trained parameters.
-        skipped: Steps left out since loss or gradient was not finite.
-        finished: Whether the schedule came to its end.
-        finished_before: Whether it had when the run was to be continued: nothing was done.
-    """
-
-    run_folder: Path
-    card: ModelCard
-    losses: tuple[float, ...]
-    steps: int
-    epochs: int
-    reading_s: float
-    training_s: float
-    validation_s: float
-    numerics: Numerics
-    dice: dict[str, float]
-    mean_dice: float
-    per_case: dict[str, dict[str, float]]
-    weights: int
-    skipped: int
-    finished: bool
-    finished_before: bool = False
-
-    @classmethod
-    def of_record(cls, run_folder: Path, record: Mapping[str, Any]) -> TrainResult:
-        """What a finished run came to, as its ``run.json`` tells."""
-        seconds, per_case = record["seconds"], record["validation_dice_per_case"]
-        dice = {name: _float(value) for name, value in record["validation_dice"].items()}
-        mean_dice = dice.pop("mean")
-        return cls(
-            run_folder=run_folder,
-            card=load_card(run_folder),
-            losses=(),
-            steps=record["steps"],
-            epochs=record["epochs"],
-            reading_s=0.0,
-            training_s=seconds["training"],
-            validation_s=seconds["final_validation"],
-            numerics=Numerics(**record["numerics"]),
-            dice=dice,
-            mean_dice=mean_dice,
-            per_case={
-                case: {name: _float(value) for name, value in scores.items()}
-                for case, scores in per_case.items()
-            },
-            weights=record["weights"],
-            skipped=record["steps_left_out"],
-            finished=True,
-            finished_before=True,
-        )
 
 
 @dataclass(slots=True)
@@ -150,7 +74,9 @@ class TrainingSession:
         checkpoint = None if self.earlier is None else self.earlier.checkpoint
         budget_s = self._budget(budget_s)
         began = time.monotonic()
-        batches, held_out = self._read()
+        batches, held_out = read_cases(
+            self.settings, self.data, self.folder.path, self.device, self.listener, self.ranks
+        )
         reading_s = time.monotonic() - began
         self.ranks.by_first(
             (lambda: self.folder.begin(self.data, overwrite=overwrite))
@@ -290,68 +216,6 @@ class TrainingSession:
                 code="resume-settings",
             )
         return kept if given_s is None else given_s
-
-    def _read(self) -> tuple[StepBatches, PreparedCases | None]:
-        settings, training, ranks = self.settings, self.settings.training, self.ranks
-        share = ranks.share_of(training.batch_size)
-        if not ranks.alone and len(self.data.train) < training.batch_size:
-            raise ConfigError(
-                "training.batch_size",
-                expected=f"at most {len(self.data.train)}, the number of training cases, where "
-                "processes share a batch",
-                found=str(training.batch_size),
-                remedy="lower it, or train in one process",
-                code="batch-processes",
-            )
-        del share
-        read = ReadCase(
-            settings.inputs,
-            settings.scheme(),
-            settings.ignore_value,
-            settings.region_classes or (),
-        )
-        plan = CachePlan(
-            training.cache,
-            Path(training.cache_folder or self.folder.path.absolute().parent / "prepared"),
-            training.preparation_processes,
-        )
-        transforms = training_transforms(
-            read,
-            settings.patch_ijk,
-            samples_per_case=training.samples_per_case,
-            foreground_share=training.foreground_share,
-            augmentation=training.augmentation,
-        )
-
-        def cached(cases: Sequence[Case], pipeline: object, stage: str) -> PreparedCases:
-            return cache_cases(cases, read, pipeline, self.listener, stage=stage, plan=plan)
-
-        training_cases = cached(self.data.train, transforms, "reading training cases")
-        check_foreground(training_cases.cases, settings.target_names, self.data.name, self.listener)
-        held_out = (
-            cached(self.data.validation, validation_transforms(read), "reading validation cases")
-            if ranks.first and self.data.validation
-            else None
-        )
-        for case in held_out.cases if held_out is not None else ():
-            # prediction would refuse it once everything is learned
-            check_fills(
-                case.shape_ijk,
-                settings.inputs,
-                where=f"validation case {case.id}",
-                remedy="choose a smaller inputs.window_ijk, or leave the case out of the split",
-            )
-        loader = training_loader(
-            training_cases,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            workers=training.workers,
-            device=self.device,
-            part=ranks.rank,
-            parts=ranks.count,
-        )
-        batches = StepBatches(loader, accumulate=training.accumulate, ahead=training.prefetch)
-        return batches, held_out
 
     def _loss_options(self) -> LossOptions:
         training = self.settings.training
@@ -537,10 +401,6 @@ class TrainingSession:
 def _plain(dice: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN: what could not be measured is null."""
     return {name: round(value, 4) if math.isfinite(value) else None for name, value in dice.items()}
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _spent_s(checkpoint: Checkpoint | None) -> float:

@@ -50,3 +50,11 @@ def test_errors_cross_process_borders(kind, builtin, code):
 def test_the_nearest_member_of_a_closed_set_is_named():
     assert one_of("neunt", ["revunet", "neunet"]).endswith("(nearest: neunet)")
     assert one_of("unlike", ["b", "a"]) == "one of a, b"
+
+
+def test_of_a_long_list_the_nearest_come_first_and_the_rest_is_counted():
+    keys = [f"key_{number:02d}" for number in range(30)] + ["learning_rate", "learning_rates"]
+    told = one_of("lerning_rate", keys)
+    assert told.startswith("one of learning_rate, learning_rates, key_")
+    assert told.endswith(" and 26 others (nearest: learning_rate)")
+    assert told.count(",") == 5

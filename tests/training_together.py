@@ -1,4 +1,4 @@
-"""One of several processes that train together; a module of its own, since it is spawned."""
+"""What processes of their own do in tests; a module by itself, since they import it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from medseg.errors import ResourceError
 from medseg.events import Silent
 from medseg.training.settings import parse_settings
-from pipelines.train import train
+from pipelines.train import train, train_from_command
 
 
 def train_as_one_of(
@@ -60,3 +60,9 @@ def train_until_the_other_dies(rank: int, content: dict[str, Any], root: str, fo
     except ResourceError as error:
         (Path(folder) / "told.txt").write_text(f"{error.code} {error}")
         os._exit(0)
+
+
+def train_by_the_command(config: str, root: str, folder: str) -> None:
+    """``medseg train CONFIG --resume``, to be killed."""
+    torch.set_num_threads(1)
+    train_from_command(config, data=Path(root), out=Path(folder), resume=True)

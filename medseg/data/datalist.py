@@ -49,6 +49,7 @@ class DataList:
         layout: How the dataset lies on disk.
         regions: Overlapping regions to train in place of the labels; may be empty.
         is_named: Whether ``scheme`` is a known one, so that a model's names must equal its names.
+        notes: Harmless peculiarities worth a line.
     """
 
     name: str
@@ -63,6 +64,7 @@ class DataList:
     layout: str = "msd"
     regions: tuple[Region, ...] = ()
     is_named: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> dict[int, str]:
@@ -97,11 +99,15 @@ class DataList:
                 carries the name of another structure.
         """
         if set(scheme.values) != set(self.labels):
+            numbered = f", numbered as {self.scheme.name!r}" if self.is_named else ""
             raise ConfigError(
                 f"label scheme {scheme.name!r}",
-                expected=f"the values {sorted(self.labels)} of the dataset {self.name!r}",
+                expected=f"the values {sorted(self.labels)} of the dataset {self.name!r}{numbered}",
                 found=f"{list(scheme.values)}",
-                remedy="list every structure of the dataset once under labels, without background",
+                remedy=f"take the labels and regions of that numbering (`medseg data schemes "
+                f"{self.scheme.name}`), or name another one as data.scheme"
+                if self.is_named
+                else "list every structure of the dataset once under labels, without background",
                 code="dataset-labels",
             )
         for label in scheme.labels if self.is_named else ():
@@ -170,6 +176,7 @@ def read_datalist(
         layout=listing.layout,
         regions=listing.regions,
         is_named=listing.is_named,
+        notes=listing.notes,
     )
 
 

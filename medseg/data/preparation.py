@@ -22,9 +22,9 @@ from medseg.core import (
     respace_shape,
     turn,
 )
-from medseg.errors import GeometryError, ShapeError
+from medseg.errors import FormatError, GeometryError, ShapeError
 from medseg.io.notes import Note
-from medseg.models.card import Channel, ClipZScore, InputSettings, Unchanged, ZScore
+from medseg.models.card import Channel, ClipZScore, InputSettings, Unchanged
 from medseg.ops.resample import AxisTaps, axis_taps, resize, resize_labels
 
 __all__ = [
@@ -46,17 +46,20 @@ THICK_RATIO = 3.0
 The figure is nnU-Net's (Isensee et al., Nature Methods 2021)."""
 
 _PART_VOXELS = 1 << 22
+_ROUNDING = 1e-3
+# a range of intensities wider than this is not one of images scaled to 0 to 1
+_LEAST_HU = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Scaling:
-    """``(x - shift) / scale`` after clipping; zeros stay where ``keeps_zero``."""
+    """``(x - shift) / scale`` after clipping; what equals ``kept`` becomes 0."""
 
     lower: float
     upper: float
     shift: float
     scale: float
-    keeps_zero: bool
+    kept: float | None = None
 
 
 class ModelImage:
@@ -322,9 +325,14 @@ def check_image(volume: Volume, inputs: InputSettings, *, coarser: float = 1.0) 
     Raises:
         ShapeError: As :func:`check_channels`.
         GeometryError: As :func:`check_extent`.
+        FormatError: ``intensity-units`` if CT that was scaled to 0 to 1 meets a model of Hounsfield
+            units.
     """
     check_channels(volume, inputs)
-    return check_grid(volume.grid, inputs, coarser=coarser)
+    notes = check_grid(volume.grid, inputs, coarser=coarser)
+    for channel_ijk, channel in zip(volume.data_cijk, inputs.channels, strict=True):
+        notes += _check_units(channel_ijk, channel)
+    return notes
 
 
 def check_grid(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> tuple[str, ...]:
@@ -339,28 +347,90 @@ def check_grid(grid: Grid, inputs: InputSettings, *, coarser: float = 1.0) -> tu
     return check_extent(turned, inputs, coarser=coarser)
 
 
+def _check_units(channel_ijk: npt.NDArray[Any], channel: Channel) -> tuple[str, ...]:
+    """Hounsfield units or CT scaled to 0 to 1: refuse what the model cannot take, note the rest."""
+    how, bounds = channel.normalisation, channel.scaled_hu
+    if bounds is not None:
+        if _is_scaled(channel_ijk):
+            return ()
+        return (
+            Note(
+                f"{channel.name}: Hounsfield units from {bounds[0]:g} to {bounds[1]:g} were "
+                "brought to 0 to 1, as in the images that the model was trained on",
+                code="intensities-scaled",
+                remedy="none needed for CT in Hounsfield units",
+            ),
+        )
+    if channel.modality == "CT" and isinstance(how, ClipZScore):
+        is_in_hu = how.upper - how.lower > _LEAST_HU
+        if is_in_hu and _is_scaled(channel_ijk) and channel_ijk.min() < channel_ijk.max():
+            raise FormatError(
+                f"channel {channel.name}",
+                expected=f"Hounsfield units, which the model cuts off at {how.lower:g} and "
+                f"{how.upper:g}",
+                found="values from 0 to 1: CT that somebody scaled",
+                remedy="give the CT as the scanner left it",
+                code="intensity-units",
+            )
+    return ()
+
+
+def _is_scaled(channel_ijk: npt.NDArray[Any]) -> bool:
+    """Whether every voxel lies within 0 to 1, but for rounding; a few of them mostly tell."""
+    return all(
+        float(part.min()) >= -_ROUNDING and float(part.max()) <= 1.0 + _ROUNDING
+        for part in (channel_ijk[::16, ::16, ::4], *_parts(channel_ijk))
+    )
+
+
 def _scaling(channel_ijk: npt.NDArray[Any], channel: Channel) -> _Scaling:
-    how = channel.normalisation
+    """What is done to the voxels as they are stored.
+
+    Where the images trained on were scaled and this one is not, both steps become one: clipped at
+    the bounds, ``y = (x - low) / (high - low)`` and then normalised is ``(x - low - width * mean) /
+    (width * std)``.
+    """
+    how, bounds = channel.normalisation, channel.scaled_hu
+    low, width = 0.0, 1.0
+    lower, upper = -np.inf, np.inf
+    if bounds is not None and not _is_scaled(channel_ijk):
+        low, width = bounds[0], bounds[1] - bounds[0]
+        lower, upper = bounds
     if isinstance(how, Unchanged):
-        return _Scaling(-np.inf, np.inf, 0.0, 1.0, keeps_zero=False)
+        return _Scaling(lower, upper, low, width)
     if isinstance(how, ClipZScore):
-        return _Scaling(how.lower, how.upper, how.mean, how.std, keeps_zero=False)
-    mean, std = _moments(channel_ijk, how)
-    return _Scaling(-np.inf, np.inf, mean, max(std, 1e-8), keeps_zero=how.nonzero_only)
+        return _Scaling(
+            max(lower, low + width * how.lower),
+            min(upper, low + width * how.upper),
+            low + width * how.mean,
+            width * how.std,
+        )
+    kept = low if how.nonzero_only else None
+    mean, std = _moments(channel_ijk, lower, upper, kept)
+    return _Scaling(lower, upper, mean, max(std, 1e-8 * width), kept)
 
 
-def _moments(channel_ijk: npt.NDArray[Any], how: ZScore) -> tuple[float, float]:
-    """Mean and standard deviation in float64: a 32-bit sum over many voxels loses digits."""
+def _moments(
+    channel_ijk: npt.NDArray[Any], lower: float, upper: float, kept: float | None
+) -> tuple[float, float]:
+    """Mean and standard deviation in float64: a 32-bit sum over many voxels loses digits.
+
+    They are those of the voxels cut off at ``lower`` and ``upper``, without those at ``kept``.
+    """
+
+    def counted() -> Iterator[npt.NDArray[Any]]:
+        for part in _parts(channel_ijk):
+            values = part.clip(lower, upper) if np.isfinite(lower) else part
+            yield values if kept is None else values[values != kept]
+
     count, total = 0, 0.0
-    for part in _parts(channel_ijk):
-        values = part[part != 0] if how.nonzero_only else part
+    for values in counted():
         count += values.size
         total += float(values.sum(dtype=np.float64))
     if count == 0:
-        return 0.0, 1.0
+        return 0.0 if kept is None else kept, 1.0
     mean, squares = total / count, 0.0
-    for part in _parts(channel_ijk):
-        values = part[part != 0] if how.nonzero_only else part
+    for values in counted():
         squares += float(np.square(values.astype(np.float64) - mean).sum())
     return mean, float(np.sqrt(squares / count))
 
@@ -378,8 +448,8 @@ def _parts(channel_ijk: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
 def _scaled(stored_ijk: npt.NDArray[Any], scaling: _Scaling) -> Tensor:
     # copied even if float32 already: the caller's array must not change
     x_ijk = torch.from_numpy(np.array(stored_ijk, dtype=np.float32, order="C"))
-    zeros = x_ijk == 0 if scaling.keeps_zero else None
     if np.isfinite(scaling.lower):
         x_ijk.clamp_(scaling.lower, scaling.upper)
+    kept = None if scaling.kept is None else x_ijk == scaling.kept
     x_ijk.sub_(scaling.shift).div_(scaling.scale)
-    return x_ijk if zeros is None else x_ijk.masked_fill_(zeros, 0.0)
+    return x_ijk if kept is None else x_ijk.masked_fill_(kept, 0.0)

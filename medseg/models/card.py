@@ -126,12 +126,26 @@ class Channel(_Frozen):
     ``name`` is what the user matches (``T1``, ``FLAIR``, ``CT``); ``modality`` is DICOM's
     (0008,0060). ``series`` tells which series of a DICOM study it is; without it the modality and,
     for several channels, names that the field knows (T1, T1c, T2, FLAIR, ADC, DWI) do.
+
+    ``scaled_hu`` are the Hounsfield units that the images trained on held as 0 and 1, with what
+    lies beyond cut off, as in TransUNet's preprocessing (-125 and 275). An image in Hounsfield
+    units is brought to that before ``normalisation``; one within 0 to 1 is taken as it is.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=32)]
     modality: Literal["MR", "CT", "PT", "OT"] = "MR"
     normalisation: Normalisation = ZScore()
+    scaled_hu: tuple[float, float] | None = Field(
+        default=None, exclude_if=lambda bounds: bounds is None
+    )
     series: SeriesRules | None = Field(default=None, exclude_if=lambda rules: rules is None)
+
+    @field_validator("scaled_hu")
+    @classmethod
+    def _bounds_ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("the lower bound first, such as [-125, 275]")
+        return value
 
 
 class InputSettings(_Frozen):

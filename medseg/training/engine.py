@@ -402,8 +402,9 @@ class TrainingRun:
             expected="a finite loss, gradient and weights",
             found=f"{self.stepper.skipped} steps of {engine.state.iteration} with one that is not, "
             f"{self.stepper.skipped_in_a_row} of them in a row",
-            remedy="lower training.learning_rate, set training.gradient_clip or use precision "
-            "fp32, and begin anew with --overwrite or another --out: --resume would meet the same; "
-            "the last good state is in the run's checkpoints",
+            remedy="lower training.learning_rate, set training.gradient_clip or take "
+            "training.precision fp32, in the configuration or in the run folder's config.yaml, and "
+            "go on from the last good checkpoint with --resume; without a change it would meet the "
+            "same",
             code="loss-not-finite",
         )

@@ -17,7 +17,7 @@ from medseg.atomic import atomic_path, write_bytes
 from medseg.errors import ConfigError
 from medseg.training.curves import Curves, progress_png
 
-__all__ = ["LOG_NAME", "PICTURE_NAME", "RunLog", "read_log"]
+__all__ = ["LOG_NAME", "PICTURE_NAME", "RunLog", "check_mlflow", "read_log"]
 
 LOG_NAME = "log.csv"
 PICTURE_NAME = "progress.png"
@@ -179,20 +179,31 @@ def _rows_to(path: Path, step: int) -> list[dict[str, str]]:
     return [row for row in read_log(path) if row["step"].isdigit() and int(row["step"]) <= step]
 
 
+def check_mlflow() -> None:
+    """Refuse to log to MLflow where it is not installed.
+
+    Raises:
+        ConfigError: ``mlflow-missing``.
+    """
+    try:
+        import mlflow.tracking  # noqa: F401, PLC0415 - optional
+    except ImportError as error:
+        raise ConfigError(
+            "training.mlflow",
+            expected="the package mlflow",
+            found="none",
+            remedy="install it with: pip install 'medseg[mlflow]', or set it to false",
+            code="mlflow-missing",
+        ) from error
+
+
 class _MlflowRun:
     """One run of a file store inside the run folder; no server is asked."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        try:
-            from mlflow.tracking import MlflowClient  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise ConfigError(
-                "training.mlflow",
-                expected="the package mlflow",
-                found="none",
-                remedy="install it with: pip install 'medseg[mlflow]', or set it to false",
-                code="mlflow-missing",
-            ) from error
+        check_mlflow()
+        from mlflow.tracking import MlflowClient  # noqa: PLC0415 - optional
+
         # since 3.7 MLflow asks for this before it writes plain files instead of a database
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         store = folder / "mlruns"

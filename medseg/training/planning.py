@@ -14,6 +14,7 @@ import torch
 
 from medseg.core import LabelScheme
 from medseg.data.fingerprint import ChannelFacts, Fingerprint
+from medseg.data.layouts.transunet import SCALED_HU
 from medseg.errors import ConfigError, ResourceError, one_of
 from medseg.models.card import InputSettings, NetworkChoice
 from medseg.models.estimate import training_bytes
@@ -205,6 +206,7 @@ class Planner:
                     "name": channel.name[:32],
                     "modality": channel.modality,
                     "normalisation": self._normalisation(channel)[0],
+                    **({"scaled_hu": list(SCALED_HU)} if self._is_scaled else {}),
                 }
                 for channel in self.fingerprint.channels
             ],
@@ -216,6 +218,10 @@ class Planner:
             "thick_slices": "interpolate" if self.geometry.thick_axis is None else "nearest",
             "mirror_axes": ["ijk"[axis] for axis in self._flips()[0]] if self._is_long else [],
         }
+
+    @property
+    def _is_scaled(self) -> bool:
+        return self.fingerprint.layout == "transunet"
 
     def _estimate(self, position: int) -> int:
         candidate = self.candidates[position]
@@ -486,6 +492,9 @@ class Planner:
         for number, channel in enumerate(facts.channels):
             place = f"inputs.channels.{number}.normalisation"
             reasons[place] = self._normalisation(channel)[1]
+            if self._is_scaled:
+                place = f"inputs.channels.{number}.scaled_hu"
+                reasons[place] = "what 0 and 1 stand for in TransUNet's preprocessing"
         return reasons
 
 

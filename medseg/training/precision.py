@@ -22,7 +22,7 @@ from medseg.models.network import arrange_weights
 from medseg.ops.precision import LOWER_PRECISIONS, Precision, autocast_to, has_bf16
 from medseg.ops.small_conv import SmallConv3d
 
-__all__ = ["Measurement", "Numerics", "choose_numerics", "has_bf16"]
+__all__ = ["Measurement", "Numerics", "check_precision", "choose_numerics", "has_bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,22 @@ class Measurement:
         return asdict(self)
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse fp16 on a CPU, whose operations do not take it.
+
+    Raises:
+        ConfigError: ``config-value``.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "training.precision",
+            expected="one of auto, bf16, fp32 on a CPU",
+            found="'fp16'",
+            remedy="fp16 training needs a GPU; auto picks what is fastest here",
+            code="config-value",
+        )
+
+
 def choose_numerics(
     network: nn.Module,
     loss: nn.Module,
@@ -107,14 +123,7 @@ def choose_numerics(
     Raises:
         ConfigError: If fp16 is wanted on a CPU, whose operations do not take it.
     """
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "training.precision",
-            expected="one of auto, bf16, fp32 on a CPU",
-            found="'fp16'",
-            remedy="fp16 training needs a GPU; auto picks what is fastest here",
-            code="config-value",
-        )
+    check_precision(precision, device)
     layouts = [True, False] if channels_last == "auto" else [channels_last]
     candidates = [
         Numerics(kind, layout) for layout in layouts for kind in _precisions(precision, device)

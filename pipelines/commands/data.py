@@ -36,6 +36,13 @@ def data_check(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cases read at a time; default: one per core.")
     ] = None,
+    show_folders: Annotated[
+        bool,
+        typer.Option(
+            "--show-folders",
+            help="Name the folders of DICOM cases, which may name persons.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Open every case of a dataset and list what is wrong or odd.
@@ -56,10 +63,15 @@ def data_check(
             jobs=jobs,
             listener=listener,
         )
+    folders = _folders(folder, report) if show_folders else {}
     if as_json:
-        print_json(_report(report))
+        print_json(_report(report) | ({"folders": folders} if show_folders else {}))
     else:
         _print_report(report)
+        if folders:
+            from pipelines.tables import print_table  # noqa: PLC0415
+
+            print_table(["case", "folder"], [list(row) for row in folders.items()])
     if report.errors:
         raise typer.Exit(1)
 
@@ -175,6 +187,21 @@ def data_schemes(
         for key, scheme in SCHEMES.items()
     ]
     print_table(["scheme", "labels"], rows)
+
+
+def _folders(root: Path, report: DatasetReport) -> dict[str, str]:
+    """Case to its folder, of datasets whose cases are not called by their files' names."""
+    from medseg.data.layouts.dicom import case_folders  # noqa: PLC0415
+
+    if report.listing.layout != "dicom":
+        return {}
+    unusable = {problem.case for problem in report.listing.problems}
+    named = {name: path for name, path in case_folders(root).items() if name in unusable}
+    named |= {case.id: case.images[0] for case in report.listing.cases}
+    return {
+        name: path.relative_to(root).as_posix() if path != root else path.name
+        for name, path in named.items()
+    }
 
 
 def _report(report: DatasetReport) -> dict[str, Any]:

@@ -122,10 +122,9 @@ def evaluate(
     """Score predicted label maps against references: overlap, surfaces, volumes, lesions.
 
     Files are paired by name without endings such as _dseg or _gt. A run folder alone stands for the
-    cases that it held out: its model segments them first. Exit code 1 if a case failed.
+    cases that it held out: its model segments them first; of a folder of folds, each case the fold
+    that held it out. Exit code 1 if a case failed.
     """
-    from dataclasses import replace  # noqa: PLC0415
-
     from medseg.metrics.summary import Bootstrap  # noqa: PLC0415
     from pipelines.evaluate import (  # noqa: PLC0415
         EvaluationOrder,
@@ -169,37 +168,18 @@ def evaluate(
         jobs=jobs,
     )
     shown: Path | ImageOf | None = images
+    judged = None
     with console_listener() as listener:
         if references is None:
-            from pipelines.run_cases import segment_part  # noqa: PLC0415 - torch
+            from pipelines.evaluate_run import evaluate_run  # noqa: PLC0415 - torch
 
-            made = segment_part(
-                predictions,
-                out,
-                listener,
-                part=part,
-                data=data,
-                device=device,
-                only=order.only,
-                overwrite=overwrite,
+            judged = evaluate_run(
+                order, out, listener, part=part, data=data, device=device, overwrite=overwrite
             )
-            shown = made.image
-            order = replace(
-                order,
-                predictions=made.predictions,
-                references=made.references,
-                model=str(predictions),
-                ignore_label=ignore_label or (None if made.ignored is None else str(made.ignored)),
-                only=made.cases,
-            )
-        evaluation, pairing, scheme = run(order, listener)
-    if references is None:
-        unmade = {each.case for each in made.failed}  # known as failed, not only as missing
-        evaluation = replace(
-            evaluation,
-            failed=(*made.failed, *(one for one in evaluation.failed if one.case not in unmade)),
-            missing=tuple(case for case in evaluation.missing if case not in unmade),
-        )
+            evaluation, pairing, scheme = judged.evaluation, judged.pairing, judged.scheme
+            shown = judged.cases.image
+        else:
+            evaluation, pairing, scheme = run(order, listener)
     files = write_evaluation(evaluation, pairing, scheme, out, images=shown, overwrite=overwrite)
     if as_json:
         print_json(evaluation.summary() | {"files": {k: str(path) for k, path in files.items()}})
@@ -209,8 +189,8 @@ def evaluate(
         for sentence in problems(evaluation, failures=False):
             typer.echo(sentence)
         scored = counted(len(evaluation.scores), "case")
-        if references is None:
-            scored += f" of the part {made.part}"
+        if judged is not None:
+            scored += f" of the part {judged.cases.part}"
         typer.echo(f"{scored}; tables and page in {out}. {NOTICE}")
     for each in evaluation.failed:
         typer.echo(f"error: {each.message} [{each.code}]", err=True)
@@ -233,19 +213,11 @@ def _check_sides(
             return
         expected, found = "a run folder alone with --part and --data", "REFERENCES too"
     else:
-        if not (predictions / "config.yaml").is_file():  # asked here, before torch is loaded
-            if (predictions / "folds.json").is_file():
-                raise ConfigError(
-                    "medseg evaluate",
-                    expected="the folder of one training run",
-                    found="a folder of folds",
-                    remedy=f"evaluate every fold by itself, such as {predictions.name}/fold_0; "
-                    "cv.json has the Dice of all held-out cases together",
-                    code="usage",
-                )
+        # asked here, before torch is loaded
+        if not any((predictions / name).is_file() for name in ("config.yaml", "folds.json")):
             raise ConfigError(
                 "medseg evaluate",
-                expected="PREDICTIONS and REFERENCES, or the folder of a training run",
+                expected="PREDICTIONS and REFERENCES, or the folder of a training run or of folds",
                 found="one path that is no run folder",
                 remedy="add the folder of the experts' label maps",
                 code="usage",

@@ -185,6 +185,17 @@ def models_export(
         print_json({"exported": str(out), "model": card.model_dump()})
         return
     typer.echo(f"{card.name} {card.version} in {out}")
+    unsaid = [
+        option
+        for option, value in (("--authors", authors), ("--copyright", copyright_notice))
+        if value is None
+    ]
+    if unsaid:
+        typer.echo(
+            f"note: the export says 'not stated' where {' and '.join(unsaid)} would tell whose "
+            "model it is; add them with --overwrite before handing it on",
+            err=True,
+        )
 
 
 @models_app.command("import")

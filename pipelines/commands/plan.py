@@ -19,8 +19,13 @@ def plan(
         typer.Argument(metavar="DIR", help="Dataset folder, or a CSV or YAML list of paths."),
     ],
     model: Annotated[
-        str, typer.Option("--model", help="neunet, revunet, transdae, macmd or qtseg.")
-    ] = "neunet",
+        str | None,
+        typer.Option(
+            "--model",
+            help="neunet, revunet, transdae, macmd or qtseg. Default: revunet on a CPU, "
+            "neunet on a GPU.",
+        ),
+    ] = None,
     memory: Annotated[
         str, typer.Option(help="What a training step may take, such as 8GB or 500MB.")
     ] = "8GB",

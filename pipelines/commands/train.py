@@ -12,7 +12,7 @@ from medseg.errors import ConfigError
 from pipelines.commands.console import Json, answering, app, print_json
 
 if TYPE_CHECKING:
-    from pipelines.training_session import TrainResult
+    from pipelines.train_result import TrainResult
 
 _FOLDS = 5
 
@@ -119,6 +119,8 @@ def train(
     _print_result(result, as_json=as_json)
     if not result.finished:
         raise typer.Exit(130)
+    if not result.steps:
+        raise typer.Exit(1)
 
 
 def _print_result(result: TrainResult, *, as_json: bool) -> None:
@@ -155,6 +157,8 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
         )
         return
     state = "finished" if result.finished else "interrupted, usable; go on with --resume"
+    if result.finished and not result.steps:
+        state = "untrained, since no step fitted into the budget; --resume takes a larger --budget"
     typer.echo(
         f"{state}: {result.steps} steps in {result.training_s:.0f} s, "
         f"{result.numerics.in_words()}; run folder {result.run_folder}. {NOTICE}"

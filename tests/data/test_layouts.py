@@ -267,6 +267,38 @@ def test_label_maps_that_do_not_tell_are_refused_until_the_scheme_is_named(copy)
     ):
         list_cases(root)
     assert list_cases(root, scheme="brats-2018-2021").scheme.values == (1, 2, 4)
+    with pytest.raises(ConfigError, match="a 4 without a 3 is mostly brats-2018-2021"):
+        list_cases(root)
+    (note,) = list_cases(root, scheme="brats-2024-gli").notes
+    assert "none of the 2 label maps looked into has a 3" in note
+    assert "'resection cavity'" in note
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "words"),
+    [
+        ("brats", "brats-2018-2021", r"the values \[1, 2, 4\] alone, found 3 in .* brats-2023;"),
+        ("brats2021", "brats-2023", "found 4 in case BraTS2021_00000, as in brats-2018-2021;"),
+        ("brats2024", "brats-2023", "found 4 in .*, as in brats-2024-gli; name the numbering"),
+    ],
+)
+def test_label_maps_of_another_year_than_the_one_named_are_refused(phantom, kind, named, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        list_cases(phantom(kind), scheme=named)
+    assert caught.value.code == "scheme-differs"
+
+
+def test_a_value_that_no_year_has_is_a_fault_of_its_case_alone(copy):
+    root = copy("brats")
+    path = next(root.rglob("BraTS-GLI-00001-000-seg*"))
+    labels = nibabel.load(path)
+    values = np.asarray(labels.dataobj).copy()
+    values[:2] = 9
+    nibabel.save(nibabel.Nifti1Image(values, labels.affine), path)
+    listing = list_cases(root, scheme="brats-2023")
+    assert (len(listing.cases), listing.notes) == (2, ())
+    with pytest.raises(ConfigError, match=r"found 3 in case .* as in brats-2023"):
+        list_cases(root, scheme="brats-2018-2021")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.core import Grid, LabelMap, LabelScheme, Volume
-from medseg.data.preparation import ModelImage, check_extent, prepare_labels
-from medseg.errors import GeometryError, ShapeError
+from medseg.data.preparation import ModelImage, check_extent, check_image, prepare_labels
+from medseg.errors import FormatError, GeometryError, ShapeError
 from medseg.io.reading import read_image, read_labels
-from medseg.models.card import Channel, ClipZScore, InputSettings, ZScore
+from medseg.models.card import Channel, ClipZScore, InputSettings, Unchanged, ZScore
 
 SCHEME = LabelScheme.plain("test", {1: "one", 2: "two"})
 
@@ -116,6 +116,55 @@ def test_ct_is_clipped_and_scaled_by_fixed_numbers():
     channel = Channel(name="CT", modality="CT", normalisation=how)
     x = ModelImage(Volume(data, Grid((4, 1, 1), np.eye(4))), inputs(channels=(channel,))).whole()
     assert x.flatten().tolist() == [-22.0, -2.0, 0.0, 18.0]
+
+
+_HOWS = (
+    Unchanged(),
+    ClipZScore(lower=0.25, upper=0.9, mean=0.4, std=0.2),
+    ZScore(),
+    ZScore(nonzero_only=True),
+)
+
+
+@pytest.mark.parametrize("how", _HOWS, ids=lambda how: f"{how.kind}")
+def test_ct_scaled_beforehand_and_ct_in_hounsfield_units_become_the_same_input(how):
+    inputs = InputSettings(
+        channels=(Channel(name="CT", modality="CT", normalisation=how, scaled_hu=(-125, 275)),),
+        spacing_mm=None,
+        window_ijk=(4, 4, 4),
+    )
+    hu_ijk = np.random.default_rng(0).integers(-1000, 1500, size=(9, 8, 7)).astype(np.int16)
+    # as TransUNet's preprocessing has it
+    scaled_ijk = ((np.clip(hu_ijk, -125, 275) + 125.0) / 400.0).astype(np.float32)
+    grid = Grid(hu_ijk.shape, np.eye(4))
+    from_hu = ModelImage(Volume(hu_ijk[None], grid, ("CT",)), inputs).whole()
+    from_scaled = ModelImage(Volume(scaled_ijk[None], grid, ("CT",)), inputs).whole()
+    assert float(from_hu.std()) > 0.1
+    torch.testing.assert_close(from_hu, from_scaled, rtol=1e-5, atol=1e-5)
+    (note,) = check_image(Volume(hu_ijk[None], grid, ("CT",)), inputs)
+    assert "from -125 to 275" in note
+    assert check_image(Volume(scaled_ijk[None], grid, ("CT",)), inputs) == ()
+
+
+def test_scaled_ct_is_refused_by_a_model_of_hounsfield_units():
+    how = ClipZScore(lower=-900, upper=300, mean=80, std=140)
+    inputs = InputSettings(
+        channels=(Channel(name="CT", modality="CT", normalisation=how),),
+        spacing_mm=None,
+        window_ijk=(4, 4, 4),
+    )
+    scaled = np.linspace(0, 1, 125, dtype=np.float32).reshape(1, 5, 5, 5)
+    grid = Grid((5, 5, 5), np.eye(4))
+    with pytest.raises(FormatError, match=r"expected Hounsfield units.* CT that somebody scaled"):
+        check_image(Volume(scaled, grid, ("CT",)), inputs)
+    assert check_image(Volume(400 * scaled - 125, grid, ("CT",)), inputs) == ()
+    # water, or nothing at all, everywhere
+    assert check_image(Volume(np.zeros_like(scaled), grid, ("CT",)), inputs) == ()
+
+
+def test_bounds_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match="the lower bound first"):
+        Channel(name="CT", modality="CT", scaled_hu=(275, -125))
 
 
 def test_a_wrong_number_of_channels_is_told_with_the_remedy():

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.models.revunet import RevUNet, RevUNetSettings
+from tests.forked import in_two_processes
 
 
 def _data_parallel_rank(rank: int, folder: str) -> None:
@@ -36,7 +36,7 @@ def _network_and_batch() -> tuple[RevUNet, Tensor]:
 
 
 def test_two_data_parallel_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_data_parallel_rank, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(_data_parallel_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     network, x = _network_and_batch()
     network(x).square().mean().backward()

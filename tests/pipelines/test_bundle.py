@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from medseg.core import Grid, Volume
 from medseg.inference import predict
-from medseg.models.card import parse_card
+from medseg.models.card import Channel, ClipZScore, parse_card
 from medseg.models.folder import load_model
 from medseg.models.incoming import first_expression
 from pipelines.bundle import export_model
-from pipelines.bundle_configs import check_expressible, inference_config
+from pipelines.bundle_configs import _intensities, check_expressible, inference_config
 from pipelines.cli import app
 from tests.tiny_dataset import write_dataset
 from tests.tiny_model import tiny_description, write_tiny_model
@@ -323,6 +323,14 @@ def test_bounds_that_json_does_not_know_are_refused(tmp_path):
     assert "found a normalisation without finite bounds" in result.stderr
 
 
+def test_a_model_of_scaled_ct_takes_hounsfield_units_in_monai() -> None:
+    how = ClipZScore(lower=0, upper=1, mean=0.5, std=0.5)
+    channel = Channel(name="CT", modality="CT", normalisation=how, scaled_hu=(-125, 275))
+    first, second = _intensities((channel,))
+    assert (first["a_min"], first["a_max"], first["b_min"], first["b_max"]) == (-125, 275, 0, 1)
+    assert (second["a_min"], second["a_max"], second["b_min"], second["b_max"]) == (0, 1, -1, 1)
+
+
 def test_what_only_matters_for_resampling_is_no_hindrance_without_it():
     description = tiny_description(
         inputs={"spacing_mm": None, "interpolation": "cubic", "thick_slices": "nearest"}
@@ -354,6 +362,7 @@ def test_a_zip_goes_out_and_comes_in_again(exported, tmp_path, monkeypatch):
     options = ("--copyright", "Copyright 2026 A. Author", "--licence-file", "licence.txt")
     result = run("models", "export", exported, "-o", "out/tiny.zip", *options)
     assert result.exit_code == 0, result.stderr
+    assert "says 'not stated' where --authors would tell" in result.stderr
     with zipfile.ZipFile("out/tiny.zip") as archive:
         assert {name.partition("/")[0] for name in archive.namelist()} == {"tiny"}
         assert archive.testzip() is None

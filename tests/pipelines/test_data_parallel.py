@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from medseg.errors import ConfigError
 from medseg.training.ranks import Ranks
 from medseg.training.settings import parse_settings
 from pipelines.train import train
+from tests.forked import in_two_processes, started
 from tests.tiny_dataset import tiny_settings, write_dataset
 from tests.training_together import train_as_one_of, train_until_the_other_dies
 
@@ -38,9 +38,7 @@ def together(tmp_path_factory, root):
     """What two processes saw, run by run; they are started once, since that takes longest."""
     folder = tmp_path_factory.mktemp("together")
     contents = {name: tiny_settings(name, **options) for name, options in RUNS.items()}
-    torch.multiprocessing.spawn(
-        train_as_one_of, args=(2, contents, str(root), str(folder)), nprocs=2
-    )
+    in_two_processes(train_as_one_of, 2, contents, str(root), str(folder))
     return folder
 
 
@@ -70,15 +68,10 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(tmp_path, root
 @pytest.mark.slow
 def test_a_process_that_dies_is_told_by_the_other_and_the_run_goes_on_later(tmp_path, root):
     content = tiny_settings(steps=50, checkpoint_every_s=0.0)
-    context = torch.multiprocessing.get_context("spawn")
     processes = [
-        context.Process(
-            target=train_until_the_other_dies, args=(rank, content, str(root), str(tmp_path))
-        )
+        started(train_until_the_other_dies, rank, content, str(root), str(tmp_path))
         for rank in (0, 1)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from medseg.core import LabelMap
+from medseg.core import LabelMap, Volume
 from medseg.data.case import read_labelled
 from medseg.data.phantoms import write_phantom
 from medseg.data.schemes import SCHEMES
@@ -16,8 +16,10 @@ from medseg.errors import FormatError
 from medseg.inference.predictor import Predictor
 from medseg.io.reading import read_labels
 from medseg.metrics.overlap import dice_by_label
+from medseg.models.card import load_card
 from medseg.training.settings import parse_settings
 from pipelines.cli import app
+from pipelines.folds import train_folds
 from pipelines.train import read_data, train
 from tests.tiny_dataset import tiny_settings, write_dataset
 
@@ -39,6 +41,10 @@ def trained_on(layout, scheme, place, **changes):
     content["labels"] = SCHEMES[scheme].to_dict()
     content["data"] = {"root": "data/phantom", "layout": layout}
     content["inputs"] |= {"spacing_mm": None, "window_ijk": [16, 16, 8]}
+    if layout == "transunet":
+        content["inputs"]["channels"] = [
+            {"name": "CT", "modality": "CT", "scaled_hu": [-125, 275]},
+        ]
     settings = parse_settings(content | changes, where="test")
     train(settings, run_folder=place / "run", data_root=place / "data")
     return settings
@@ -108,14 +114,43 @@ def test_one_path_that_is_no_run_or_two_with_a_runs_options_are_misuse(balls, tm
     assert "found REFERENCES too" in answer.stderr
 
 
-def test_a_folder_of_folds_is_told_from_a_run(tmp_path):
+def test_all_folds_are_judged_together_each_case_by_the_one_that_held_it_out(balls, tmp_path):
     folder = tmp_path / "cv"
-    (folder / "fold_0").mkdir(parents=True)
-    (folder / "folds.json").write_text("{}")
-    answer = run("evaluate", folder, "-o", tmp_path / "out")
+    settings = parse_settings(tiny_settings(steps=3, learning_rate=0.02), where="test")
+    train_folds(settings, [0, 2], count=3, folder=folder, data_root=balls / "data")
+    folds = json.loads((folder / "folds.json").read_text())["folds"]
+    answer = run("evaluate", folder, "--data", balls / "data", "-o", tmp_path / "out")
+    assert answer.exit_code == 0, answer.output
+    assert "4 cases of the part validation of 2 folds" in answer.stdout
+    assert "not trained, their cases are not judged: fold 1" in answer.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["cases"]["scored"] == 4
+    for fold in (0, 2):
+        for case in folds[fold]:
+            made = nib.load(tmp_path / "out" / "predictions" / f"{case}_dseg.nii.gz")
+            kept = nib.load(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz")
+            np.testing.assert_array_equal(made.get_fdata(), kept.get_fdata())
+            assert made.get_fdata().any(), "empty answers would be equal whoever gave them"
+    words = ["evaluate", folder, "--data", balls / "data", "-o", tmp_path / "one"]
+    for more, found in (
+        (["--part", "train"], "found 'train'; leave it out, or evaluate one of the folds"),
+        (["--cases", folds[1][0]], f"found also {folds[1][0]}"),
+    ):
+        refused = run(*words, *more)
+        assert (refused.exit_code, found in refused.stderr) == (2, True)
+    answer = run(*words, "--cases", folds[2][0])
+    assert answer.exit_code == 0, answer.output
+    assert [one.name for one in (tmp_path / "one" / "predictions").iterdir()] == [
+        f"{folds[2][0]}_dseg.nii.gz"
+    ]
+
+
+def test_folds_of_which_none_is_trained_are_told(tmp_path):
+    (tmp_path / "cv").mkdir()
+    (tmp_path / "cv" / "folds.json").write_text(json.dumps({"folds": [["a"], ["b"]]}))
+    answer = run("evaluate", tmp_path / "cv", "-o", tmp_path / "out")
     assert answer.exit_code == 2
-    assert "found a folder of folds" in answer.stderr
-    assert "such as cv/fold_0" in answer.stderr
+    assert "expected a fold that has been trained, found none" in answer.stderr
 
 
 def test_another_dataset_than_the_runs_and_a_damaged_split_are_told(balls, tmp_path):
@@ -220,6 +255,22 @@ def test_stacks_of_transunets_preprocessing_are_scored_by_its_protocol(tmp_path)
     )
     assert isinstance(kept, LabelMap)
     np.testing.assert_array_equal(kept.data_ijk, truth.data_ijk)
+
+
+def test_a_model_of_scaled_ct_takes_hounsfield_units_and_says_so(tmp_path):
+    write_phantom("transunet", tmp_path / "data", cases=2, size="small")
+    settings = trained_on("transunet", "transunet-8", tmp_path)
+    card = load_card(tmp_path / "run")
+    assert card.inputs.channels[0].scaled_hu == (-125, 275)
+    (case,) = read_data(settings, tmp_path / "data").validation
+    scaled, _ = read_labelled(case, ["CT"], settings.scheme())
+    in_hu = Volume(400.0 * scaled.data_cijk - 125.0, scaled.grid, scaled.channels)
+    predictor = Predictor.load(tmp_path / "run", device="cpu")
+    one, other = predictor.predict(scaled), predictor.predict(in_hu)
+    assert np.mean(one.labels.data_ijk != other.labels.data_ijk) < 1e-3
+    assert len(np.unique(one.labels.data_ijk)) > 1, "an empty answer would show nothing"
+    assert any("from -125 to 275 were brought to 0 to 1" in note for note in other.notes)
+    assert not any("brought to 0 to 1" in note for note in one.notes)
 
 
 def test_what_nobody_judged_counts_in_nothing(tmp_path):

@@ -67,11 +67,21 @@ def test_where_there_are_no_bars_a_line_tells_the_time_left_until_the_last_is_do
     capsys, monkeypatch
 ):
     monkeypatch.setattr("pipelines.progress._LINE_EVERY_S", -1.0)
+    clock = [0.0]
+    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: clock[0])
     with console_listener() as listener:
-        listener.started("reading", 2)
-        listener.advanced("reading", 1)
-        listener.advanced("reading", 2)
-    assert capsys.readouterr().err.splitlines() == ["reading: 1 of 2, about 0 s left"]
+        listener.started("reading", 6)
+        # the first step takes 50 s, the others 2 s each
+        for done, now in enumerate((50.0, 52.0, 54.0, 56.0, 58.0, 60.0), start=1):
+            clock[0] = now
+            listener.advanced("reading", done)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 1 of 6, measuring how long it takes",
+        "reading: 2 of 6, measuring how long it takes",
+        "reading: 3 of 6, measuring how long it takes",
+        "reading: 4 of 6, about 4 s left",
+        "reading: 5 of 6, about 2 s left",
+    ]
 
 
 class Hears(Silent):

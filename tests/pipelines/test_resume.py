@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +21,9 @@ from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import parse_settings
 from pipelines.cli import app
 from pipelines.train import train, train_from_command
+from tests.forked import started
 from tests.tiny_dataset import tiny_settings, write_dataset
+from tests.training_together import train_by_the_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -269,6 +269,32 @@ def test_other_settings_are_refused_by_the_first_key_that_differs(broken, root, 
         run(broken, root, tiny_settings(**{"steps": 5, **changes}), resume=True)
 
 
+def test_a_run_that_met_nan_goes_on_from_its_last_good_checkpoint_at_another_rate(tmp_path, root):
+    content = tiny_settings(steps=8, learning_rate=1e30, bad_steps_in_a_row=2, optimizer="sgd")
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"a finite loss.*go on from the last good .* --resume"):
+        run(folder, root, content)
+    good = load_checkpoint(folder / "checkpoints", Silent()).step
+    lower = content | {"training": content["training"] | {"learning_rate": 0.01}}
+    hearer = Stops(after=100)
+    result = run(folder, root, lower, resume=True, listener=hearer)
+    assert (result.finished, result.steps, result.skipped) == (True, 8, 0)
+    assert result.steps - good == len(result.losses)
+    assert "training.learning_rate is 0.01 from here on, was 1e+30" in hearer.notes
+    kept = yaml.safe_load((folder / "config.yaml").read_text())["training"]
+    assert kept["learning_rate"] == 0.01
+    # the run folder is known by its new settings from now on
+    assert run(folder, root, lower, resume=True).finished_before
+
+
+def test_a_precision_named_for_the_rest_of_a_run_is_taken(tmp_path, broken, root):
+    folder = tmp_path / "run"
+    shutil.copytree(broken, folder)
+    content = tiny_settings(steps=5)
+    content["training"]["precision"] = "bf16"
+    assert run(folder, root, content, resume=True).numerics.precision == "bf16"
+
+
 def test_another_network_is_refused(broken, root):
     with pytest.raises(ConfigError, match=r"network\.name: expected 'revunet'.*found 'neunet'"):
         run(broken, root, tiny_settings("neunet", steps=5), resume=True)
@@ -374,30 +400,23 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_losses_of_one_that_was_not(tm
     config = tmp_path / "balls.yaml"
     config.write_text(yaml.safe_dump(content))
     folder = tmp_path / "run"
-    program = (
-        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
-        "from pipelines.train import train_from_command;"
-        "train_from_command(sys.argv[1], data=Path(sys.argv[2]), out=Path(sys.argv[3]),"
-        " resume=True)"
-    )
-    words = [sys.executable, "-c", program, str(config), str(root), str(folder)]
     killed = 0
     for least in (0, 12):
-        process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE)
+        process = started(train_by_the_command, str(config), str(root), str(folder))
         try:
             deadline = time.monotonic() + 90
-            while process.poll() is None and time.monotonic() < deadline:
+            while process.is_alive() and time.monotonic() < deadline:
                 if least == 0 and (folder / "checkpoints").exists():
                     break  # while the first checkpoint is written
                 if least and (folder / "log.csv").exists() and len(losses(folder)) > least:
                     break
                 time.sleep(0.01)
-            assert process.poll() is None, process.stderr.read().decode()
+            assert process.is_alive(), f"it ended with {process.exitcode}"
             os.kill(process.pid, signal.SIGKILL)
             killed += 1
         finally:
             process.kill()
-            process.communicate()
+            process.join()
     assert killed == 2
     last = run(folder, root, content, resume=True)
     assert last.finished

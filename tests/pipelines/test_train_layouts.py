@@ -45,6 +45,17 @@ def test_labels_in_another_order_are_refused_before_training(tmp_path):
         )
 
 
+def test_a_configuration_must_say_what_scaled_intensities_stand_for(tmp_path):
+    write_phantom("transunet", tmp_path / "synapse", cases=2, size="small")
+    words = r"scaled_hu: expected \[-125, 275\], the Hounsfield units that 0 and 1 stand for"
+    with pytest.raises(ConfigError, match=words):
+        train(
+            settings_for("transunet-8"),
+            run_folder=tmp_path / "run",
+            data_root=tmp_path / "synapse",
+        )
+
+
 def test_an_ignore_label_must_be_named_and_is_then_left_out(tmp_path):
     root = tmp_path / "set"
     write_phantom("nnunet", root, cases=2, size="small")

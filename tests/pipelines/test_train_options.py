@@ -3,11 +3,15 @@
 import csv
 import json
 import math
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from medseg.core import LabelScheme, Volume
 from medseg.errors import ConfigError
@@ -19,7 +23,9 @@ from medseg.metrics.overlap import dice_by_label
 from medseg.models.folder import load_model
 from medseg.training.checkpoint import load_best, load_checkpoint
 from medseg.training.settings import parse_settings
+from pipelines.cli import app
 from pipelines.train import train, train_from_command
+from pipelines.training_cases import _workers
 from tests.tiny_dataset import tiny_settings, write_dataset
 
 REGIONS = [
@@ -221,3 +227,39 @@ def test_the_picture_shows_the_run_and_the_report_its_cases_without_loading_anyt
     assert "http:" not in page
     assert "https:" not in page
     assert str(tmp_path) not in page
+
+
+def test_a_budget_that_holds_no_step_leaves_an_untrained_model_and_is_no_success(tmp_path, root):
+    config = tmp_path / "balls.yaml"
+    config.write_text(yaml.safe_dump(tiny_settings()))
+    words = ["train", str(config), "--data", str(root), "-o", str(tmp_path / "run")]
+    answer = CliRunner().invoke(app, [*words, "--budget", "0.001s"])
+    assert answer.exit_code == 1, answer.output
+    assert "untrained, since no step fitted into the budget" in answer.stdout
+
+
+def test_no_more_workers_than_cores_are_started(root, tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    heard = Silent()
+    notes = []
+    heard.noted = notes.append
+    assert (_workers(cores, heard), notes) == (cores, [])
+    assert _workers(cores + 7, heard) == cores
+    assert notes == [f"{cores} instead of {cores + 7} training.workers, as many as there are cores"]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"precision": "fp16"}, "one of auto, bf16, fp32 on a CPU, found 'fp16'"),
+        ({"mlflow": True}, "pip install 'medseg"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused_before_anything_is_written(
+    tmp_path, root, monkeypatch, option, words
+):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path / "run", root, tiny_settings(**option))
+    assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg.core import LabelScheme
 from medseg.data.case import Case
 from medseg.data.layouts.listing import (
     Listing,
@@ -45,6 +46,7 @@ _ENDINGS = {
 _FILE = re.compile(r"(.+)([_-])(t1n|t1ce|t1c|t1|t2w|t2f|t2|flair|seg)\.nii(?:\.gz)?", re.I)
 _DEPTH = 3
 _LOOKED_INTO = 16
+_USED = {value for name in BRATS_SCHEMES for value in SCHEMES[name].values}
 
 
 def is_brats(root: Path) -> bool:
@@ -68,7 +70,8 @@ def list_brats(root: Path, scheme: str | None = None) -> Listing:
             not tell.
 
     Raises:
-        ConfigError: ``scheme-ambiguous`` if the label maps do not tell, ``scheme-unknown``.
+        ConfigError: ``scheme-ambiguous`` if the label maps do not tell, ``scheme-differs`` if their
+            values are those of another year than the one named, ``scheme-unknown``.
     """
     found: dict[tuple[str, Path], dict[str, Path]] = defaultdict(dict)
     marks = set()
@@ -90,6 +93,9 @@ def list_brats(root: Path, scheme: str | None = None) -> Listing:
             cases.append(Case(name, images, files["seg"], patient=patient_of(name)))
     chosen = scheme or (_told_by_data(root, cases, marks) if cases else "brats-2023")
     wanted = find_scheme(chosen)
+    notes: tuple[str, ...] = ()
+    if scheme in BRATS_SCHEMES:
+        notes = _checked_by_data(cases, wanted, hyphenated=marks == {"-"})
     return Listing(
         layout="brats",
         name=root.resolve().name,
@@ -100,6 +106,7 @@ def list_brats(root: Path, scheme: str | None = None) -> Listing:
         regions=REGIONS.get(wanted.name, ()),
         cases=tuple(cases),
         problems=tuple(problems),
+        notes=notes,
     )
 
 
@@ -139,10 +146,49 @@ def _told_by_data(root: Path, cases: Sequence[Case], marks: set[str]) -> str:
             root,
             expected="label values that tell enhancing tumour from a resection cavity",
             found=kinds,
-            remedy=f"name the scheme, with --scheme or as data.scheme: {', '.join(BRATS_SCHEMES)}",
+            remedy=f"name the scheme, with --scheme or as data.scheme: {', '.join(BRATS_SCHEMES)}"
+            + ("; a 4 without a 3 is mostly brats-2018-2021" if {3, 4} & values == {4} else ""),
             code="scheme-ambiguous",
         )
     return name
+
+
+def _checked_by_data(
+    cases: Sequence[Case], wanted: LabelScheme, *, hyphenated: bool
+) -> tuple[str, ...]:
+    """Refuse a scheme that some label map contradicts as a whole; note what only speaks against it.
+
+    Up to 16 label maps are looked into. A value that no year has is a fault of its case, told when
+    that is read.
+    """
+    every: set[int] = set()
+    first: tuple[str, list[int]] | None = None
+    looked = cases[:: max(1, len(cases) // _LOOKED_INTO)][:_LOOKED_INTO]
+    for case in looked:
+        values = _values(case.label) & _USED
+        every |= values
+        if first is None and (strange := sorted(values - set(wanted.values))):
+            first = case.id, strange
+    if first is not None:
+        fits = [name for name in BRATS_SCHEMES if every <= set(SCHEMES[name].values)]
+        told = brats_scheme_of(every, hyphenated=hyphenated)
+        if fits:
+            refuse(
+                f"label scheme {wanted.name!r}",
+                expected=f"label maps with the values {list(wanted.values)} alone",
+                found=f"{', '.join(map(str, first[1]))} in case {first[0]}, as in "
+                f"{told if told in fits else ' or '.join(fits)}",
+                remedy="name the numbering that the dataset has, with --scheme or as data.scheme, "
+                "and give the configuration its labels and regions (`medseg data schemes`)",
+                code="scheme-differs",
+            )
+    if {3, 4} <= set(wanted.values) and 4 in every and 3 not in every:
+        four = wanted.by_value(4).name
+        return (
+            f"none of the {len(looked)} label maps looked into has a 3, some have a 4, here "
+            f"{four!r}: so it is where 4 is enhancing tumour, as in brats-2018-2021",
+        )
+    return ()
 
 
 def _values(path: Path) -> set[int]:

@@ -9,7 +9,7 @@ of names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from medseg.io.dicom_folders import (
 from medseg.io.dicom_labels import is_rtstruct, read_label_scheme
 from medseg.io.segment_names import plain_name
 
-__all__ = ["is_dicom", "list_dicom"]
+__all__ = ["case_folders", "is_dicom", "list_dicom"]
 
 
 def is_dicom(root: Path) -> bool:
@@ -52,11 +52,11 @@ def list_dicom(root: Path, scheme: str | None = None) -> Listing:
     """
     cases: list[Case] = []
     problems: list[Problem] = []
-    for number, folder in enumerate(_case_folders(root), start=1):
+    for name, folder in case_folders(root).items():
         objects = read_objects(folder)
         if not objects:
             continue
-        found = _case(f"folder {number}", objects)
+        found = _case(name, objects)
         if isinstance(found, Case):
             cases.append(found)
         else:
@@ -85,14 +85,18 @@ def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
     )
 
 
-def _case_folders(root: Path) -> Iterator[Path]:
-    """The folder itself if files of it are DICOM, else the folders in it."""
+def case_folders(root: Path) -> dict[str, Path]:
+    """What messages call the folders that may be cases, such as ``folder 2 of 9``, and the folders.
+
+    They are the folder itself if files of it are DICOM, else the folders in it, in the order of
+    their names.
+    """
     if any(path.is_file() and is_dicom_file(path) for path in root.iterdir()):
-        yield root
-        return
-    yield from (
+        return {"the folder": root}
+    folders = [
         path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")
-    )
+    ]
+    return {f"folder {n} of {len(folders)}": path for n, path in enumerate(folders, start=1)}
 
 
 def _case(name: str, objects: Sequence[DicomObject]) -> Case | Problem:

@@ -21,7 +21,10 @@ from medseg.data.case import Case
 from medseg.data.layouts.listing import Listing, Problem, case_problem, refuse
 from medseg.data.schemes import find_scheme
 
-__all__ = ["is_transunet", "list_transunet"]
+__all__ = ["SCALED_HU", "is_transunet", "list_transunet"]
+
+SCALED_HU = (-125.0, 275.0)
+"""Hounsfield units that TransUNet's preprocessing made 0 and 1 of."""
 
 _SLICE = re.compile(r"(case\d{4})_slice(\d+)\.npz")
 _VOLUME = re.compile(r"(case\d{4})\.npy\.h5")
