@@ -176,6 +176,8 @@ def _expected(path: Path) -> int:
     try:
         if path.is_dir() or is_dicomdir(path):
             return _DICOM * sum(one.stat().st_size for one in input_files(path))
+        if not path.is_file():
+            return 0
         if path.suffix.lower() == ".zip":
             return _DICOM * _unpacked_bytes(path)
         size = path.stat().st_size

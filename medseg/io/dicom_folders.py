@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg.io.dicom_files import StudyFile, is_dicomdir, list_study
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg_reading import LABELMAP_CLASS, SEG_CLASS
 
@@ -133,20 +134,34 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
-def study_uid(folder: Path) -> str | None:
-    """StudyInstanceUID of the first DICOM file that lies directly in a folder; None if unknown."""
+def study_uid(path: Path) -> str | None:
+    """StudyInstanceUID of the first DICOM file of a study; None if unknown.
+
+    Args:
+        path: A folder, of which only files that lie directly in it are looked at, a zip or a
+            DICOMDIR.
+    """
     import pydicom  # noqa: PLC0415 - costs half a second
 
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_dicom_file(path):
-            try:
-                header = pydicom.dcmread(
-                    path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]
-                )
-                return str(header.get("StudyInstanceUID") or "") or None
-            except Exception:  # a damaged header fails in many ways; reading the case tells
+    try:
+        for file in _direct_files(path) if path.is_dir() else list_study(path):
+            if file.beginning("", 132)[128:] != b"DICM":
+                continue
+            with file.opened("") as stream:
+                tags = ["StudyInstanceUID"]
+                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+            if uid := str(header.get("StudyInstanceUID") or ""):
+                return uid
+            if not is_dicomdir(file.path):
                 return None
+    except Exception:  # a damaged header or zip fails in many ways; reading the case tells
+        return None
     return None
+
+
+def _direct_files(folder: Path) -> Iterator[StudyFile]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return (StudyFile(path, place) for place, path in enumerate(files))
 
 
 def _first_files(root: Path, count: int) -> Iterator[Path]:
