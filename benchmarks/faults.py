@@ -61,9 +61,9 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
     """Run undisturbed once, then killed and continued, and compare.
 
     Returns:
-        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``broken`` (kind, code
-        and sentence of each), ``compared`` (how files of every trial were compared, and how many of
-        each kind).
+        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``broken`` (kind,
+        code and sentence of each), ``compared`` (how files of every trial were compared, and how
+        many of each kind).
 
     Raises:
         RuntimeError: If a result differs, a case has another state or code than it should, or most
