@@ -165,18 +165,28 @@ def test_the_series_that_a_model_would_be_given_is_told_or_why_there_is_none(tmp
     assert topics["volume 2"] == "slice-gap"
 
 
-def test_slices_of_one_series_in_several_folders_are_noted(tmp_path):
+def test_slices_of_one_series_in_several_folders_are_refused_and_copies_noted(tmp_path):
     root = tmp_path / "disc"
     (root / "DIR001").mkdir(parents=True)
     small_series(root / "DIR000", GRID)
     for path in sorted((root / "DIR000").iterdir())[8:]:
         path.rename(root / "DIR001" / path.name)
     small_series(root / "other", GRID)
+    found, counts = verdicts(root, code=1)
+    assert [name for name, one in found.items() if codes(one) == ["series-split"]] == [
+        "study 1",
+        "study 2",
+    ]
+    assert "8 here and 8 in study 2" in found["study 1"]["findings"][-1]["text"]
+    assert counts["refused"] == 2
+    found, counts = verdicts(root / "DIR000", root / "DIR001", code=1)
+    assert counts["refused"] == 2
+    shutil.rmtree(root / "DIR001")
+    shutil.copytree(root / "DIR000", root / "copy")
     found, counts = verdicts(root)
     shared = [name for name, one in found.items() if "series-shared" in codes(one, "note")]
     assert shared == ["study 1", "study 2"]
-    assert "lie here and in study 2: each would" in found["study 1"]["findings"][-1]["text"]
-    assert counts["refused"] == 0
+    assert "lie here and in study 2, as copies" in found["study 1"]["findings"][-1]["text"]
 
 
 def test_headers_alone_do_not_tell_of_pixels_but_of_all_else(study, model):

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -98,3 +99,26 @@ def test_gaps_are_refused_unless_allowed(root, models, tmp_path):
     assert [case["code"] for case in refused["cases"]] == ["slice-gap"]
     answer = predict(series, "-m", models[0], "-o", tmp_path / "out", "--allow-gaps")
     assert [case["state"] for case in answer["cases"]] == ["done"]
+
+
+def test_a_series_in_two_folders_is_refused_or_joined_and_never_segmented_by_halves(
+    models, tmp_path
+):
+    series = small_series(tmp_path / "study" / "DOE1", GRID)
+    other = tmp_path / "study" / "DOE2"
+    other.mkdir()
+    for path in sorted(series.iterdir())[:8]:
+        path.rename(other / path.name)
+    words = [tmp_path / "study", "-m", models[0], "-o", tmp_path / "out"]
+    refused = predict(*words, code=1)["cases"]
+    names = [case["case"] for case in refused]
+    assert [case["code"] for case in refused] == ["series-split"] * 2
+    assert [
+        f"8 here and 8 in {name}; add --by-study" in case["message"]
+        for case, name in zip(refused, reversed(names), strict=True)
+    ] == [True, True]
+    assert "DOE" not in json.dumps(refused)
+    answer = predict(*words, "--by-study")["cases"]
+    assert [case["state"] for case in answer] == ["done"]
+    (labels,) = (tmp_path / "out").glob("*_dseg.nii.gz")
+    assert nib.load(labels).shape == GRID.shape_ijk
