@@ -14,7 +14,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,13 +63,13 @@ class Broken:
         return self.name.partition(".")[0]
 
 
-def write_broken(folder: Path) -> None:
-    """Write one study of every broken kind."""
+def write_broken(folder: Path, kinds: Sequence[Broken]) -> None:
+    """Write one study of every kind that is given."""
     with tempfile.TemporaryDirectory() as scratch, quiet_dicom():
         whole = Path(scratch) / "whole"
         grid = Grid(_SHAPE, _LPS)
         write_dicom_series(Volume(_voxels().astype(np.int16)[None], grid), whole, modality="MR")
-        for number, broken in enumerate(BROKEN):
+        for number, broken in enumerate(kinds):
             if Path(broken.name).suffix in ("", ".zip"):
                 own = _set(StudyInstanceUID=f"2.25.{number}", SeriesInstanceUID=f"2.25.{number}.1")
                 for file in whole.iterdir():  # else they would be parts of one study

@@ -4,9 +4,12 @@ Each trial starts the command on the same studies, kills its process (SIGKILL) a
 (within the time that one case takes, after a random number of cases), and gives the same command
 again. A run that ended before it was to be killed does not count. Then every file of every case
 must equal that of a run nobody disturbed, byte for byte; of a DICOM SEG all elements but dates and
-times, of a report all but seconds and memory. Among the studies are broken ones, each of another
-kind: each must have its one reason code, and all good ones must be done. The script fails if
-anything differs.
+times, of a report all but seconds and memory.
+
+First the command is given once for good studies and broken ones of every kind
+(:mod:`benchmarks.broken_studies`): each must end with its one reason code, and all good ones must
+be done. A few of the broken ones are among the studies of the runs that are killed too. The script
+prints kind, code and sentence of each and fails if anything differs.
 
 The command runs in forked copies of one process that has loaded all libraries, so that kills meet
 work and not the loading.
@@ -39,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.batch import EXTENT, write_studies, write_tiny_model
-from benchmarks.broken_studies import BROKEN, write_broken
+from benchmarks.broken_studies import BROKEN, Broken, write_broken
 from medseg.core import Grid, Volume
 from medseg.io.dicom_export import write_dicom_series
 
@@ -49,6 +52,8 @@ _TIMES = re.compile(r"(Creation|Content|Series|Contribution)(Date|Time|DateTime)
 _OF_THE_RUN = re.compile(r"(ledger\.sqlite.*|index.*\.html|cohort.*\.csv)")
 _TRIES = 3
 """Runs at most for every one that is to be killed."""
+_FEW = BROKEN[::8]
+"""Broken studies of the runs that are killed."""
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -70,18 +75,22 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
             runs end before they are killed.
     """
     _load_libraries()
-    data, model = folder / "data", write_tiny_model(folder / "model")
-    write_studies(data, cases)
-    series = Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS))
-    write_dicom_series(series, data / "series", modality="MR")
-    write_broken(data)
+    model = write_tiny_model(folder / "model")
     options = ["--precision", "fp32", "--device", "cpu", "--threads", "1", "--names", "input"]
-    words = [str(data), "-m", str(model), *options, "--preview", "--jobs", str(jobs)]
+    options += ["-m", str(model), "--preview", "--jobs", str(jobs)]
+    series = Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS))
+    for data, kinds in ((folder / "all", BROKEN), (folder / "data", _FEW)):
+        write_studies(data, cases)
+        write_dicom_series(series, data / "series", modality="MR")
+        write_broken(data, kinds)
+    _finish([str(folder / "all"), *options], folder / "told")
+    broken = _check_states(folder / "told", cases + 1, BROKEN)
+    words = [str(folder / "data"), *options]
     whole = folder / "undisturbed"
     clock = time.perf_counter()
     _finish(words, whole)
     took = time.perf_counter() - clock
-    broken = _check_states(whole, cases + 1)
+    few = _check_states(whole, cases + 1, _FEW)
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     trials: list[dict[str, Any]] = []
     for number in itertools.count():
@@ -98,7 +107,7 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
         left = sum(1 for path in out.iterdir() if ".tmp" in path.name) if out.exists() else 0
         _finish(words, out)
         found = differences(whole, out)
-        if found or _check_states(out, cases + 1) != broken:
+        if found or _check_states(out, cases + 1, _FEW) != few:
             raise RuntimeError(f"killed with {done} cases done, results differ: {found[:5]}")
         trials.append({"killed": was_killed, "done": done, "half_written": left})
     compared = Counter(_way(path) for path in whole.iterdir() if _way(path) is not None)
@@ -175,7 +184,7 @@ def _cohort(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _check_states(out: Path, good: int) -> list[dict[str, str]]:
+def _check_states(out: Path, good: int, kinds: Sequence[Broken]) -> list[dict[str, str]]:
     """Kind, code and sentence of every broken study, if all ended as they must."""
     rows = {row["case"]: row for row in _cohort(out)}
     table = [
@@ -186,12 +195,12 @@ def _check_states(out: Path, good: int) -> list[dict[str, str]]:
             "code": rows[broken.case]["code"] if broken.case in rows else "",
             "sentence": rows[broken.case]["message"] if broken.case in rows else "",
         }
-        for broken in BROKEN
+        for broken in kinds
     ]
     wrong = [row for row in table if (row["state"], row["code"]) != ("failed", row["expected"])]
     if wrong:
         raise RuntimeError(f"broken studies that did not end as they must: {wrong}")
-    named = {broken.case for broken in BROKEN}
+    named = {broken.case for broken in kinds}
     rest = [row["state"] for case, row in rows.items() if case not in named]
     if rest != ["done"] * good:
         raise RuntimeError(f"not all {good} good cases are done: {rest}")

@@ -23,14 +23,16 @@ from tests.series import small_series, spoil_all
 from tests.test_documents import codes_in_document
 from tests.tiny_model import write_tiny_model
 
+PROCESSES_FOR = preflight._processes_for
 GRID = Grid((16, 16, 16), np.diag([-1.0, -1.0, 1.0, 1.0]))
 PATIENT = {"PatientName": "DOE^JOHN", "PatientID": "4711", "SeriesDescription": "t1 DOE"}
 
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch):
-    """Nothing about the machine: that has a test of its own and takes seconds."""
+    """Nothing about the machine, and one process: both have tests of their own and take seconds."""
     monkeypatch.setattr("pipelines.doctor.examine", list)
+    monkeypatch.setattr(preflight, "_processes_for", lambda cases: 1)
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +217,10 @@ def test_several_processes_find_what_one_does(study, monkeypatch):
 def test_processes_are_as_many_as_cases_and_memory_are_good_for(study, monkeypatch):
     cases = find_cases([study], [])
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    assert preflight._processes_for(cases) == len(cases) // 4
-    assert preflight._processes_for(cases[:4]) == 1
+    assert PROCESSES_FOR(cases) == len(cases) // 4
+    assert PROCESSES_FOR(cases[:4]) == 1
     monkeypatch.setattr(preflight, "_SHARE_OF_MEMORY", 1e-12)
-    assert preflight._processes_for(cases) == 1
+    assert PROCESSES_FOR(cases) == 1
 
 
 def test_many_findings_are_counted_by_code(study, monkeypatch):
