@@ -1,7 +1,6 @@
 """The measurement of batch runs runs, and checks that both sides agree."""
 
 import json
-
 import time
 
 import pytest
