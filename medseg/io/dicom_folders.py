@@ -23,6 +23,7 @@ __all__ = [
     "DicomObject",
     "has_dicom",
     "is_dicom_file",
+    "looks_like_dicom",
     "read_objects",
     "referenced_series",
 ]
@@ -40,6 +41,15 @@ _LOOKED_AT = (
     "StudyInstanceUID",
 )
 _TRIED_FILES = 64
+# (0002,0000) or one of the first elements of group 0008, in either byte order.
+_FIRST_ELEMENTS = frozenset(
+    [b"\x02\x00\x00\x00"]
+    + [
+        bytes(order)
+        for element in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16, 0x18)
+        for order in ((8, 0, element, 0), (0, 8, 0, element))
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,16 @@ def is_dicom_file(path: Path) -> bool:
             return stream.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """The same, or the file begins with an element of DICOM, as those of old archives do."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(132)
+    except OSError:
+        return False
+    return head[128:] == b"DICM" or head[:4] in _FIRST_ELEMENTS
 
 
 def study_uid(path: Path) -> str | None:
