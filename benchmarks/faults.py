@@ -9,12 +9,14 @@ times, of a report all but seconds and memory.
 First the command is given once for good studies and broken ones of every kind
 (:mod:`benchmarks.broken_studies`): each must end with its one reason code, and all good ones must
 be done. A few of the broken ones are among the studies of the runs that are killed too. The script
-prints kind, code and sentence of each and fails if anything differs.
+prints kind, code and sentence of each and fails if anything differs. Folders given with ``--also``
+are taken along: of their cases each must be done, or have one code that is no accident.
 
 The command runs in forked copies of one process that has loaded all libraries, so that kills meet
 work and not the loading.
 
-    python -m benchmarks.faults [--kills 30] [--cases 6] [--jobs 2] [--seed 0] [--json FILE]
+    python -m benchmarks.faults [--kills 30] [--cases 6] [--jobs 2] [--seed 0]
+        [--also FOLDER ...] [--json FILE]
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ _TIMES = re.compile(r"(Creation|Content|Series|Contribution)(Date|Time|DateTime)
 _OF_THE_RUN = re.compile(r"(ledger\.sqlite.*|index.*\.html|cohort.*\.csv)")
 _TRIES = 3
 """Runs at most for every one that is to be killed."""
+_ACCIDENTS = ("unexpected", "worker-died", "out-of-memory")
 _FEW = BROKEN[::8]
 """Broken studies of the runs that are killed."""
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -62,7 +65,9 @@ def _voxels() -> npt.NDArray[np.float32]:
     return np.random.default_rng(99).normal(100, 20, shape).astype(np.float32)
 
 
-def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) -> dict[str, Any]:
+def run_trials(
+    folder: Path, *, kills: int, cases: int, jobs: int, seed: int, also: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Run undisturbed once, then killed and continued, and compare.
 
     Returns:
@@ -83,14 +88,14 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
         write_studies(data, cases)
         write_dicom_series(series, data / "series", modality="MR")
         write_broken(data, kinds)
-    _finish([str(folder / "all"), *options], folder / "told")
-    broken = _check_states(folder / "told", cases + 1, BROKEN)
+    _finish([str(folder / "all"), *map(str, also), *options], folder / "told")
+    broken = _check_states(folder / "told", cases, BROKEN, strangers=bool(also))
     words = [str(folder / "data"), *options]
     whole = folder / "undisturbed"
     clock = time.perf_counter()
     _finish(words, whole)
     took = time.perf_counter() - clock
-    few = _check_states(whole, cases + 1, _FEW)
+    few = _check_states(whole, cases, _FEW)
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     trials: list[dict[str, Any]] = []
     for number in itertools.count():
@@ -107,7 +112,7 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
         left = sum(1 for path in out.iterdir() if ".tmp" in path.name) if out.exists() else 0
         _finish(words, out)
         found = differences(whole, out)
-        if found or _check_states(out, cases + 1, _FEW) != few:
+        if found or _check_states(out, cases, _FEW) != few:
             raise RuntimeError(f"killed with {done} cases done, results differ: {found[:5]}")
         trials.append({"killed": was_killed, "done": done, "half_written": left})
     compared = Counter(_way(path) for path in whole.iterdir() if _way(path) is not None)
@@ -115,6 +120,7 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
         "trials": trials,
         "undisturbed_seconds": took,
         "broken": broken,
+        "also": _strangers(folder / "told", cases),
         "compared": dict(compared),
     }
 
@@ -184,27 +190,48 @@ def _cohort(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _check_states(out: Path, good: int, kinds: Sequence[Broken]) -> list[dict[str, str]]:
-    """Kind, code and sentence of every broken study, if all ended as they must."""
+def _check_states(
+    out: Path, cases: int, kinds: Sequence[Broken], *, strangers: bool = False
+) -> list[dict[str, str]]:
+    """Kind, code and sentence of every broken study, if all cases ended as they must."""
     rows = {row["case"]: row for row in _cohort(out)}
-    table = [
-        {
-            "kind": broken.kind,
-            "expected": broken.code,
-            "state": rows[broken.case]["state"] if broken.case in rows else "not a case",
-            "code": rows[broken.case]["code"] if broken.case in rows else "",
-            "sentence": rows[broken.case]["message"] if broken.case in rows else "",
-        }
-        for broken in kinds
-    ]
+    table = []
+    for broken in kinds:
+        row = rows.get(broken.case, {"state": "not a case", "code": "", "message": ""})
+        table.append(
+            {
+                "kind": broken.kind,
+                "expected": broken.code,
+                "state": row["state"],
+                "code": row["code"],
+                "sentence": row["message"],
+            }
+        )
     wrong = [row for row in table if (row["state"], row["code"]) != ("failed", row["expected"])]
     if wrong:
         raise RuntimeError(f"broken studies that did not end as they must: {wrong}")
-    named = {broken.case for broken in kinds}
-    rest = [row["state"] for case, row in rows.items() if case not in named]
-    if rest != ["done"] * good:
-        raise RuntimeError(f"not all {good} good cases are done: {rest}")
+    left = [name for name in _good(cases) if rows.get(name, {}).get("state") != "done"]
+    if left:
+        raise RuntimeError(f"good cases that are not done: {left}")
+    accidents = [
+        row["case"]
+        for row in rows.values()
+        if row["state"] not in ("done", "incomplete", "failed") or row["code"] in _ACCIDENTS
+    ]
+    if accidents or (not strangers and len(rows) != len(kinds) + cases + 1):
+        raise RuntimeError(f"{len(rows)} cases, of which ended by accident: {accidents}")
     return table
+
+
+def _good(cases: int) -> list[str]:
+    return [*(f"study{number:05d}" for number in range(cases)), "series"]
+
+
+def _strangers(out: Path, cases: int) -> dict[str, int]:
+    """How many of the cases that were taken along ended how."""
+    known = {*_good(cases), *(broken.case for broken in BROKEN)}
+    rows = [row for row in _cohort(out) if row["case"] not in known]
+    return dict(sorted(Counter(row["code"] or row["state"] for row in rows).items()))
 
 
 def _load_libraries() -> None:
@@ -265,6 +292,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--also", type=Path, nargs="+", default=[])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     from pipelines.tables import print_table  # noqa: PLC0415
@@ -277,6 +305,7 @@ def main() -> None:
                 cases=arguments.cases,
                 jobs=arguments.jobs,
                 seed=arguments.seed,
+                also=arguments.also,
             )
         except RuntimeError as error:
             print(f"failed: {error}")
@@ -291,6 +320,8 @@ def main() -> None:
         ["broken study", "code", "sentence"],
         [[row["kind"], row["code"], row["sentence"]] for row in told["broken"]],
     )
+    for code, count in told["also"].items():
+        print(f"taken along: {count} {code}")
     killed = sum(trial["killed"] for trial in told["trials"])
     ways = ", ".join(f"{count} {way}" for way, count in sorted(told["compared"].items()))
     print(f"files compared in every trial: {ways}")
