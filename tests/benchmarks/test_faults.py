@@ -78,10 +78,10 @@ def test_a_wrong_code_a_good_case_left_and_an_accident_are_noticed(tmp_path):
     wrong = [(BROKEN[0].case, "failed", "units"), *broken[1:]]
     with pytest.raises(RuntimeError, match=BROKEN[0].kind):
         faults._check_states(told(tmp_path / "code", [*good, *wrong]), 1, BROKEN)
-    with pytest.raises(RuntimeError, match="not done: .'series'"):
+    with pytest.raises(RuntimeError, match=r"not done: .'series'"):
         faults._check_states(told(tmp_path / "left", [good[0], *broken]), 1, BROKEN)
     more = [*good, *broken, ("theirs", "failed", "unexpected")]
-    with pytest.raises(RuntimeError, match="ended by accident: .'theirs'"):
+    with pytest.raises(RuntimeError, match=r"ended by accident: .'theirs'"):
         faults._check_states(told(tmp_path / "odd", more), 1, BROKEN, strangers=True)
     known = [*good, *broken, ("theirs", "failed", "slice-gap")]
     out = told(tmp_path / "theirs", known)
