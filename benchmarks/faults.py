@@ -4,21 +4,25 @@ Each trial starts the command on the same studies, kills its process (SIGKILL) a
 (within the time that one case takes, after a random number of cases), and gives the same command
 again. A run that ended before it was to be killed does not count. Then every file of every case
 must equal that of a run nobody disturbed, byte for byte; of a DICOM SEG all elements but dates and
-times, of a report all but seconds and memory. Among the studies are broken ones, each of another
-kind: each must have its one reason code, and all good ones must be done. The script fails if
-anything differs.
+times, of a report all but seconds and memory.
+
+First the command is given once for good studies and broken ones of every kind
+(:mod:`benchmarks.broken_studies`): each must end with its one reason code, and all good ones must
+be done. A few of the broken ones are among the studies of the runs that are killed too. The script
+prints kind, code and sentence of each and fails if anything differs. Folders given with ``--also``
+are taken along: of their cases each must be done, or have one code that is no accident.
 
 The command runs in forked copies of one process that has loaded all libraries, so that kills meet
 work and not the loading.
 
-    python -m benchmarks.faults [--kills 30] [--cases 6] [--jobs 2] [--seed 0] [--json FILE]
+    python -m benchmarks.faults [--kills 30] [--cases 6] [--jobs 2] [--seed 0]
+        [--also FOLDER ...] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import io
 import itertools
 import json
@@ -31,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -40,95 +44,58 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.batch import EXTENT, write_studies, write_tiny_model
+from benchmarks.broken_studies import BROKEN, Broken, write_broken
 from medseg.core import Grid, Volume
 from medseg.io.dicom_export import write_dicom_series
-from medseg.io.nifti import write_nifti_volume
 
-__all__ = ["BROKEN", "differences", "main", "run_trials", "write_broken"]
+__all__ = ["differences", "main", "run_trials"]
 
 _TIMES = re.compile(r"(Creation|Content|Series|Contribution)(Date|Time|DateTime)$")
 _OF_THE_RUN = re.compile(r"(ledger\.sqlite.*|index.*\.html|cohort.*\.csv)")
 _TRIES = 3
 """Runs at most for every one that is to be killed."""
+_ACCIDENTS = ("unexpected", "worker-died", "out-of-memory")
+_FEW = BROKEN[::8]
+"""Broken studies of the runs that are killed."""
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def _voxels(seed: int = 99) -> npt.NDArray[np.float32]:
+def _voxels() -> npt.NDArray[np.float32]:
     shape = (EXTENT, EXTENT, EXTENT)
-    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+    return np.random.default_rng(99).normal(100, 20, shape).astype(np.float32)
 
 
-def _nifti(path: Path, data: npt.NDArray[Any]) -> None:
-    i, j, k = data.shape
-    write_nifti_volume(Volume(data[None], Grid((i, j, k), np.eye(4))), path)
-
-
-def _not_finite(path: Path) -> None:
-    data = _voxels()
-    data[3, 4, 5] = np.nan
-    _nifti(path, data)
-
-
-def _truncated(path: Path) -> None:
-    _nifti(path, _voxels())
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _labels(path: Path) -> None:
-    data = np.zeros((EXTENT, EXTENT, EXTENT), dtype=np.uint8)
-    data[5:9, 5:9, 5:9], data[10:12, 5:9, 5:9] = 1, 2
-    _nifti(path, data)
-
-
-def _gap(path: Path) -> None:
-    write_dicom_series(Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS)), path, modality="MR")
-    sorted(path.iterdir())[EXTENT // 2].unlink()
-
-
-BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "file-empty": ("empty.nii", lambda path: path.write_bytes(b"")),
-    "file-truncated": ("truncated.nii.gz", _truncated),
-    "not-an-image": ("text.nii.gz", lambda path: path.write_bytes(gzip.compress(b"text " * 99))),
-    "voxels-not-finite": ("nan.nii", _not_finite),
-    "image-constant": ("constant.nii", lambda path: _nifti(path, 0 * _voxels() + 7)),
-    "image-one-slice": ("slice.nii", lambda path: _nifti(path, _voxels()[:, :, :1])),
-    "image-too-small": ("small.nii", lambda path: _nifti(path, _voxels()[:, :, :5])),
-    "label-as-image": ("labels.nii", _labels),
-    "slice-gap": ("gap", _gap),
-}
-"""Reason code to the name of a broken study and what makes it."""
-
-
-def write_broken(folder: Path) -> None:
-    """Write one study of every broken kind."""
-    for name, make in BROKEN.values():
-        make(folder / name)
-
-
-def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) -> dict[str, Any]:
+def run_trials(
+    folder: Path, *, kills: int, cases: int, jobs: int, seed: int, also: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Run undisturbed once, then killed and continued, and compare.
 
     Returns:
-        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``codes``,
-        ``compared`` (how files of every trial were compared, and how many of each kind).
+        What happened: ``trials`` (one mapping each), ``undisturbed_seconds``, ``broken`` (kind,
+        code and sentence of each), ``compared`` (how files of every trial were compared, and how
+        many of each kind).
 
     Raises:
         RuntimeError: If a result differs, a case has another state or code than it should, or most
             runs end before they are killed.
     """
     _load_libraries()
-    data, model = folder / "data", write_tiny_model(folder / "model")
-    write_studies(data, cases)
-    series = Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS))
-    write_dicom_series(series, data / "series", modality="MR")
-    write_broken(data)
+    model = write_tiny_model(folder / "model")
     options = ["--precision", "fp32", "--device", "cpu", "--threads", "1", "--names", "input"]
-    words = [str(data), "-m", str(model), *options, "--preview", "--jobs", str(jobs)]
+    options += ["-m", str(model), "--preview", "--jobs", str(jobs)]
+    series = Volume(_voxels()[None], Grid((EXTENT,) * 3, _LPS))
+    for data, kinds in ((folder / "all", BROKEN), (folder / "data", _FEW)):
+        write_studies(data, cases)
+        write_dicom_series(series, data / "series", modality="MR")
+        write_broken(data, kinds)
+    _finish([str(folder / "all"), *map(str, also), *options], folder / "told")
+    broken = _check_states(folder / "told", cases, BROKEN, strangers=bool(also))
+    words = [str(folder / "data"), *options]
     whole = folder / "undisturbed"
     clock = time.perf_counter()
     _finish(words, whole)
     took = time.perf_counter() - clock
-    codes = _check_states(whole, cases + 1)
+    few = _check_states(whole, cases, _FEW)
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     trials: list[dict[str, Any]] = []
     for number in itertools.count():
@@ -145,14 +112,15 @@ def run_trials(folder: Path, *, kills: int, cases: int, jobs: int, seed: int) ->
         left = sum(1 for path in out.iterdir() if ".tmp" in path.name) if out.exists() else 0
         _finish(words, out)
         found = differences(whole, out)
-        if found or _check_states(out, cases + 1) != codes:
+        if found or _check_states(out, cases, _FEW) != few:
             raise RuntimeError(f"killed with {done} cases done, results differ: {found[:5]}")
         trials.append({"killed": was_killed, "done": done, "half_written": left})
     compared = Counter(_way(path) for path in whole.iterdir() if _way(path) is not None)
     return {
         "trials": trials,
         "undisturbed_seconds": took,
-        "codes": codes,
+        "broken": broken,
+        "also": _strangers(folder / "told", cases),
         "compared": dict(compared),
     }
 
@@ -222,15 +190,48 @@ def _cohort(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _check_states(out: Path, good: int) -> dict[str, str]:
-    rows = _cohort(out)
-    codes = {row["case"]: row["code"] for row in rows if row["state"] != "done"}
-    expected = {re.sub(r"\..*", "", name): code for code, (name, _) in BROKEN.items()}
-    if codes != expected:
-        raise RuntimeError(f"expected the codes {expected}, found {codes}")
-    if sum(row["state"] == "done" for row in rows) != good:
-        raise RuntimeError(f"not all {good} good cases are done")
-    return codes
+def _check_states(
+    out: Path, cases: int, kinds: Sequence[Broken], *, strangers: bool = False
+) -> list[dict[str, str]]:
+    """Kind, code and sentence of every broken study, if all cases ended as they must."""
+    rows = {row["case"]: row for row in _cohort(out)}
+    table = []
+    for broken in kinds:
+        row = rows.get(broken.case, {"state": "not a case", "code": "", "message": ""})
+        table.append(
+            {
+                "kind": broken.kind,
+                "expected": broken.code,
+                "state": row["state"],
+                "code": row["code"],
+                "sentence": row["message"],
+            }
+        )
+    wrong = [row for row in table if (row["state"], row["code"]) != ("failed", row["expected"])]
+    if wrong:
+        raise RuntimeError(f"broken studies that did not end as they must: {wrong}")
+    left = [name for name in _good(cases) if rows.get(name, {}).get("state") != "done"]
+    if left:
+        raise RuntimeError(f"good cases that are not done: {left}")
+    accidents = [
+        row["case"]
+        for row in rows.values()
+        if row["state"] not in ("done", "incomplete", "failed") or row["code"] in _ACCIDENTS
+    ]
+    if accidents or (not strangers and len(rows) != len(kinds) + cases + 1):
+        raise RuntimeError(f"{len(rows)} cases, of which ended by accident: {accidents}")
+    return table
+
+
+def _good(cases: int) -> list[str]:
+    return [*(f"study{number:05d}" for number in range(cases)), "series"]
+
+
+def _strangers(out: Path, cases: int) -> dict[str, int]:
+    """How many of the cases that were taken along ended how."""
+    known = {*_good(cases), *(broken.case for broken in BROKEN)}
+    rows = [row for row in _cohort(out) if row["case"] not in known]
+    return dict(sorted(Counter(row["code"] or row["state"] for row in rows).items()))
 
 
 def _load_libraries() -> None:
@@ -291,8 +292,11 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--also", type=Path, nargs="+", default=[])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    from pipelines.tables import print_table  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             told = run_trials(
@@ -301,6 +305,7 @@ def main() -> None:
                 cases=arguments.cases,
                 jobs=arguments.jobs,
                 seed=arguments.seed,
+                also=arguments.also,
             )
         except RuntimeError as error:
             print(f"failed: {error}")
@@ -311,12 +316,18 @@ def main() -> None:
             f"{trial['done']} cases done and {trial['half_written']} files half written: the same "
             "results after going on"
         )
+    print_table(
+        ["broken study", "code", "sentence"],
+        [[row["kind"], row["code"], row["sentence"]] for row in told["broken"]],
+    )
+    for code, count in told["also"].items():
+        print(f"taken along: {count} {code}")
     killed = sum(trial["killed"] for trial in told["trials"])
     ways = ", ".join(f"{count} {way}" for way, count in sorted(told["compared"].items()))
     print(f"files compared in every trial: {ways}")
     print(
         f"{killed} of {len(told['trials'])} runs were killed at work; {arguments.cases + 1} good "
-        f"cases done and {len(told['codes'])} broken ones named in every one"
+        f"cases done and {len(told['broken'])} broken ones named in every one"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ from pipelines.discovery import Found
 from pipelines.earlier import find_reports, has_reports
 from pipelines.infer import check_channel_names
 from pipelines.output import prepare_output
+from pipelines.same_study import SameStudy, same_study
 
 if TYPE_CHECKING:
     from medseg.inference.predictor import Predictor
@@ -59,6 +60,7 @@ class Job:
         since: The turn of the ledger at which the run began.
         roots: Folders that were there when it began, to tell a share that vanished.
         reports: Fingerprint of an image to names of results that the ledger does not know.
+        together: Cases of one DICOM study.
     """
 
     order: Order
@@ -68,6 +70,7 @@ class Job:
     since: int
     roots: tuple[Path, ...]
     reports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    together: SameStudy = field(default_factory=SameStudy)
 
 
 @dataclass(slots=True)
@@ -225,7 +228,20 @@ def open_batch(order: Order, cases: Sequence[Found]) -> Iterator[Batch]:
         run = ledger.begin_run(mine, settings, content)
         token = ledger.enlist(run)
         roots = tuple({found.root.absolute() for found in cases if found.root.exists()})
-        job = Job(order, path, run, settings, since, roots, _reports(order.out, ledger, rows))
+        job = Job(
+            order,
+            path,
+            run,
+            settings,
+            since,
+            roots,
+            reports=_reports(order.out, ledger, rows),
+            together=same_study(
+                (row.name, Path(_absolute(found)[""]))
+                for row, found in zip(rows, cases, strict=True)
+                if "" in found.case.channels
+            ),
+        )
         notes = () if was_there or not has_reports(order.out) else (_LOST,)
         try:
             yield Batch(job, ledger, list(dict.fromkeys(number for number, _ in mine)), notes)

@@ -8,13 +8,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from medseg.errors import ConfigError
 from medseg.io.dicom_files import is_dicomdir, is_study_file
-from medseg.io.dicom_folders import is_dicom_file, study_uid
+from medseg.io.dicom_folders import looks_like_dicom, study_uid
 from medseg.io.fingerprint import input_files
 from medseg.io.reading import IMAGE_SUFFIXES
 from pipelines.infer import Case, case_name, make_cases
@@ -140,8 +139,13 @@ def _images(folder: Path, out: Path | None, above: tuple[Path, ...] = ()) -> Ite
     except OSError:
         yield folder  # reading it tells what is wrong
         return
-    files = [entry for entry in entries if entry.is_file()]
-    if any(map(is_dicom_file, islice(files, _TRIED_FILES))):
+    files = [
+        entry
+        for entry in entries
+        if entry.is_file() and not _is_image(entry) and not is_result_name(entry.name)
+    ]
+    # pictures and notes may come first or last
+    if any(map(looks_like_dicom, (*files[:_TRIED_FILES], *files[_TRIED_FILES:][-_TRIED_FILES:]))):
         yield folder
         return
     for entry in entries:
@@ -176,6 +180,8 @@ def _expected(path: Path) -> int:
     try:
         if path.is_dir() or is_dicomdir(path):
             return _DICOM * sum(one.stat().st_size for one in input_files(path))
+        if not path.is_file():
+            return 0
         if path.suffix.lower() == ".zip":
             return _DICOM * _unpacked_bytes(path)
         size = path.stat().st_size

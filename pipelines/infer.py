@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,10 +65,12 @@ class Case:
     Args:
         name: Stem of every file made for it.
         channels: One path per input channel; a single empty name for a case given as one path.
+        beside: Other cases of the same DICOM study, by name: slices of a series may lie there.
     """
 
     name: str
     channels: Mapping[str, Path]
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def case_name(path: Path) -> str:
     'hippocampus_033'
     """
     name = Path(os.path.abspath(path)).name  # noqa: PTH100 - a link keeps its own name
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in (*IMAGE_SUFFIXES, ".zip"):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
@@ -473,6 +475,7 @@ def read_scan(
             allow_gaps=picking.allow_gaps,
             threads=threads,
             study=study,
+            beside=case.beside,
         )
     else:
         scan = read_channels({channel.name: case.channels[channel.name] for channel in channels})

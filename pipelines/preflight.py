@@ -34,6 +34,7 @@ from pipelines.discovery import Found, expected_bytes
 from pipelines.findings import Finding, finding_of_error, finding_of_note
 from pipelines.infer import Picking, check_contrast, read_scan
 from pipelines.redaction import without_paths
+from pipelines.same_study import same_study
 
 if TYPE_CHECKING:
     from medseg.io.dicom_study import Stack, Study
@@ -154,7 +155,7 @@ def case_verdicts(
     Raises:
         Cancelled: If the listener asked to stop.
     """
-    numbered = list(enumerate(cases, 1))
+    numbered = list(enumerate(_beside_each_other(cases, examination), 1))
     listener.started("cases", len(numbered))
     outcomes: Iterator[Outcome[tuple[int, Found], Verdict]]
     processes = _processes_for(cases)
@@ -176,10 +177,26 @@ def case_verdicts(
                 raise Cancelled
 
 
-def with_shared_series(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same in the order of cases, with a note where slices of one series lie in several.
+def _beside_each_other(cases: Sequence[Found], examination: Examination) -> list[Found]:
+    """The same, each with the other cases of its study."""
+    named = [
+        (_blank(number, found, examination).name, path)
+        for number, found in enumerate(cases, 1)
+        for path in found.case.channels.values()
+    ]
+    together = same_study(named)
+    told = []
+    for found in cases:
+        (path,) = found.case.channels.values()
+        told.append(replace(found, case=replace(found.case, beside=together.beside(path))))
+    return told
 
-    Each such case would be segmented as if its slices were all there are.
+
+def with_shared_series(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The same in the order of cases, with a note where files of one series lie in several.
+
+    Those that are parts of one volume are refused already; what is left are copies, and other
+    volumes of the series, each of which would be segmented.
     """
     holders: dict[str, list[int]] = defaultdict(list)
     ordered = sorted(verdicts, key=lambda verdict: verdict.number)
@@ -191,7 +208,7 @@ def with_shared_series(verdicts: Sequence[Verdict]) -> list[Verdict]:
     for verdict in ordered:
         sharing = {number for series in verdict.series for number in holders[series]}
         others = sorted(sharing - {verdict.number})
-        if not others:
+        if not others or any(finding.code == "series-split" for finding in verdict.findings):
             told.append(verdict)
             continue
         few = ", ".join(names[number] for number in others[:3])
@@ -199,10 +216,10 @@ def with_shared_series(verdicts: Sequence[Verdict]) -> list[Verdict]:
         finding = Finding(
             "study",
             "note",
-            f"slices of one series lie here and in {few}{more}: each would be segmented as if it "
-            "were whole",
+            f"files of one series lie here and in {few}{more}, as copies or as other volumes of "
+            "it: each would be segmented",
             "series-shared",
-            "remove the copies, or give the folder that holds all slices of the series",
+            "remove the copies if one result is enough",
         )
         told.append(replace(verdict, findings=(*verdict.findings, finding)))
     return told
@@ -386,7 +403,7 @@ def _given(
     card, picking = examination.cards[0], examination.picking
     chosen: dict[str, Stack] = {}
     try:
-        chosen = choose_stacks(study, card, series=dict(picking.series))
+        chosen = choose_stacks(study, card, series=dict(picking.series), beside=found.case.beside)
         verdict = _with_stack(verdict, chosen)
         if examination.headers:
             findings += _headers_alone(study, chosen, examination)
@@ -455,8 +472,11 @@ def _any_of(
 def _look_at(
     stack: Stack, study: Study, found: Found, examination: Examination, threads: int | None
 ) -> tuple[str, ...]:
-    from medseg.io.dicom_series import check_stack, read_stack  # noqa: PLC0415 - pulls in pydicom
+    from medseg.io.dicom_parts import check_whole  # noqa: PLC0415 - pulls in pydicom
+    from medseg.io.dicom_series import check_stack, read_stack  # noqa: PLC0415
 
+    if stack.problem is None or not study.unreadable:
+        check_whole([stack], study, found.case.beside)
     if examination.headers:
         return check_stack(stack, study)
     scan = read_stack(stack, study, threads=threads)

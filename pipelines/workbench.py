@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,9 @@ class Workbench:
             MedsegError: Whatever was found wrong.
         """
         case = task.case
+        if len(case.channels) == 1:
+            (path,) = case.channels.values()
+            case = replace(case, beside=self._job.together.beside(path))
         loaded = task.loaded = read_case(case, self._predictor.card, self._order.picking)
         if stamp(case.channels) != task.stamp:
             raise FormatError(

@@ -1,10 +1,12 @@
-"""A model folder with a tiny untrained network, and cards that differ in one thing or another."""
+"""A tiny untrained model, cards that differ in one thing or another, and images for it."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from medseg.core import Grid, Volume
 from medseg.models.card import ModelDescription
 from medseg.models.folder import save_model
 from medseg.models.table import build_volume_network
@@ -63,3 +65,10 @@ def write_tiny_model(folder: Path, **changes: Any) -> Path:
         network = build_volume_network(description.network, description.inputs)
     save_model(folder, network, description)
     return folder
+
+
+def tiny_volume(seed: int, affine: np.ndarray | None = None) -> Volume:
+    """An image of noise that fills one window of the model."""
+    shape = (16, 16, 16)
+    data = np.random.default_rng(seed).normal(100, 20, shape).astype(np.int16)
+    return Volume(data[None], Grid(shape, np.eye(4) if affine is None else affine))

@@ -32,13 +32,16 @@ _SHEAR_NOTED_DEG = 0.05
 
 
 def check_file(path: Path) -> None:
-    """Check that a file is there, can be opened and holds something.
+    """Check that a file is there, is one, can be opened and holds something.
 
     Raises:
         ResourceError: ``file-missing`` or ``input-unreadable``.
-        FormatError: ``file-empty``.
+        FormatError: ``file-empty``; ``not-an-image`` for a pipe, a socket or a device, of which
+            reading would wait for ever.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise not_an_image(path, "a plain file", "a pipe, a socket or a device")
         with path.open("rb") as stream:
             if stream.read(1):
                 return

@@ -58,6 +58,15 @@ _START = (
     "from medseg.io.dicom_decoding import serve; serve()"
 )
 
+_JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+_JPEG = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70))
+_ENDED = frozenset((*_JPEG, *_JPEG_LS))
+_END = b"\xff\xd9"
+_END_WITHIN = 16
+_STRICT = dict.fromkeys(_JPEG_LS, "pyjpegls")
+"""Transfer syntax to the one decoder that refuses what is damaged; others would be tried after it
+and make pixels up."""
+
 Why = Literal["file", "missing", "pixels", "layout"]
 
 
@@ -109,8 +118,14 @@ def decode_frames(
     for position, index in enumerate(indices):
         try:
             _name_transfer_syntax(dataset)
+            _check_end(dataset, index)
             data = np.asarray(
-                pixel_array(dataset, index=index if several else None, correct_unused_bits=False)
+                pixel_array(
+                    dataset,
+                    index=index if several else None,
+                    correct_unused_bits=False,
+                    decoding_plugin=_STRICT.get(dataset.file_meta.TransferSyntaxUID, ""),
+                )
             )
         except BaseException as error:  # decoders fail in many ways, all of them the file's content
             # a panic of a decoder in Rust is no Exception
@@ -121,6 +136,25 @@ def decode_frames(
             raise Undecodable("layout", position)
         frames.append(data)
     return frames
+
+
+def _check_end(dataset: Dataset, index: int) -> None:
+    """See that a JPEG or JPEG-LS stream has its end: decoders make pixels up for what is cut off.
+
+    Source: ITU-T T.81 B.1.1.3 and T.87 C.1 (EOI, FFD9); bytes of zero may follow (DICOM PS3.5 A.4).
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if dataset.file_meta.TransferSyntaxUID not in _ENDED:
+        return
+    from pydicom.encaps import get_frame  # noqa: PLC0415 - pydicom is loaded by the reader already
+
+    frame = get_frame(
+        dataset.PixelData, index, number_of_frames=int(dataset.get("NumberOfFrames") or 1)
+    )
+    if _END not in frame[-_END_WITHIN:]:
+        raise ValueError(len(frame))
 
 
 def _name_transfer_syntax(dataset: Dataset) -> None:

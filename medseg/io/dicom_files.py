@@ -161,6 +161,7 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
 
     Args:
         path: A folder, a zip, or a DICOMDIR, of which the files it lists are taken and no others.
+            Of a folder with a DICOMDIR in it all files are taken, but those it lists must be there.
 
     Raises:
         ResourceError: ``input-unreadable``.
@@ -173,6 +174,7 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
     try:
         if path.is_dir():
             paths = sorted(file for file in path.rglob("*") if file.is_file())
+            _check_whole_disc(path, where)
             return tuple(StudyFile(file, place) for place, file in enumerate(paths))
         if path.is_file():
             if path.suffix.lower() == ".zip":
@@ -270,7 +272,38 @@ def _refused_zip(where: str, expected: str, found: str, *, code: str) -> FormatE
 
 
 def _directory(path: Path, where: str) -> tuple[StudyFile, ...]:
-    """The files that a DICOMDIR refers to.
+    """The files that a DICOMDIR refers to."""
+    files = _listed(path, where)
+    missing = sum(file is None for file in files)
+    if missing:
+        raise _refused_directory(
+            where, f"{missing} of {len(files)} that are absent", code="dicomdir-incomplete"
+        )
+    there = sorted({file for file in files if file is not None})
+    return tuple(StudyFile(file, place) for place, file in enumerate(there))
+
+
+def _check_whole_disc(folder: Path, where: str) -> None:
+    """Refuse the copy of a disc of which files are missing: nothing else tells of a last slice.
+
+    A DICOMDIR that cannot be read, or of whose files none is there, says nothing of the folder.
+    """
+    directory = next((file for file in folder.iterdir() if is_dicomdir(file)), None)
+    if directory is None or not directory.is_file():
+        return
+    try:
+        files = _listed(directory, where)
+    except FormatError:
+        return
+    missing = sum(file is None for file in files)
+    if 0 < missing < len(files):
+        raise _refused_directory(
+            where, f"{missing} of {len(files)} that are absent", code="dicomdir-incomplete"
+        )
+
+
+def _listed(path: Path, where: str) -> list[Path | None]:
+    """The files that a DICOMDIR lists; None for one that is not there.
 
     Source: DICOM PS3.3 F.3 (Basic Directory) and PS3.10 8.2 (File ID: up to 8 components).
     """
@@ -294,22 +327,15 @@ def _directory(path: Path, where: str) -> tuple[StudyFile, ...]:
         raise _refused_directory(where, "one that is damaged", code="dicomdir-damaged") from error
     if class_uid != _DICOMDIR_CLASS:
         raise _refused_directory(where, "another object", code="dicomdir-damaged")
-    found, missing = set(), 0
+    found: list[Path | None] = []
     for parts in files:
         if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
             raise _refused_directory(where, "a file outside of its folder", code="dicomdir-path")
         file = _on_disk(root, parts)
-        if file is None:
-            missing += 1
-        elif not file.resolve().is_relative_to(root.resolve()):
+        if file is not None and not file.resolve().is_relative_to(root.resolve()):
             raise _refused_directory(where, "a file outside of its folder", code="dicomdir-path")
-        else:
-            found.add(file)
-    if missing:
-        raise _refused_directory(
-            where, f"{missing} of {len(files)} that are absent", code="dicomdir-incomplete"
-        )
-    return tuple(StudyFile(file, place) for place, file in enumerate(sorted(found)))
+        found.append(file)
+    return found
 
 
 def _check_records_whole(content: bytes) -> None:
@@ -349,6 +375,7 @@ def _refused_directory(where: str, found: str, *, code: str) -> FormatError:
         where,
         expected="a DICOMDIR and the files that it lists",
         found=found,
-        remedy="copy the whole disc, or give the folder instead of its DICOMDIR",
+        remedy="copy the whole disc; or take its DICOMDIR away and give the folder, if what is "
+        "there is all",
         code=code,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg.io.dicom_files import StudyFile, is_dicomdir, list_study
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg_reading import LABELMAP_CLASS, SEG_CLASS
 
@@ -22,6 +23,7 @@ __all__ = [
     "DicomObject",
     "has_dicom",
     "is_dicom_file",
+    "looks_like_dicom",
     "read_objects",
     "referenced_series",
 ]
@@ -39,6 +41,15 @@ _LOOKED_AT = (
     "StudyInstanceUID",
 )
 _TRIED_FILES = 64
+# (0002,0000) or one of the first elements of group 0008, in either byte order.
+_FIRST_ELEMENTS = frozenset(
+    [b"\x02\x00\x00\x00"]
+    + [
+        bytes(order)
+        for element in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16, 0x18)
+        for order in ((8, 0, element, 0), (0, 8, 0, element))
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +144,44 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
-def study_uid(folder: Path) -> str | None:
-    """StudyInstanceUID of the first DICOM file that lies directly in a folder; None if unknown."""
+def looks_like_dicom(path: Path) -> bool:
+    """The same, or the file begins with an element of DICOM, as those of old archives do."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(132)
+    except OSError:
+        return False
+    return head[128:] == b"DICM" or head[:4] in _FIRST_ELEMENTS
+
+
+def study_uid(path: Path) -> str | None:
+    """StudyInstanceUID of the first DICOM file of a study; None if unknown.
+
+    Args:
+        path: A folder, of which only files that lie directly in it are looked at, a zip or a
+            DICOMDIR.
+    """
     import pydicom  # noqa: PLC0415 - costs half a second
 
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_dicom_file(path):
-            try:
-                header = pydicom.dcmread(
-                    path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]
-                )
-                return str(header.get("StudyInstanceUID") or "") or None
-            except Exception:  # a damaged header fails in many ways; reading the case tells
+    try:
+        for file in _direct_files(path) if path.is_dir() else list_study(path):
+            if file.beginning("", 132)[128:] != b"DICM":
+                continue
+            with file.opened("") as stream:
+                tags = ["StudyInstanceUID"]
+                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+            if uid := str(header.get("StudyInstanceUID") or ""):
+                return uid
+            if not is_dicomdir(file.path):
                 return None
+    except Exception:  # a damaged header or zip fails in many ways; reading the case tells
+        return None
     return None
+
+
+def _direct_files(folder: Path) -> Iterator[StudyFile]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return (StudyFile(path, place) for place, path in enumerate(files))
 
 
 def _first_files(root: Path, count: int) -> Iterator[Path]:

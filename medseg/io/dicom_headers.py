@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DERIVED_MODALITIES",
+    "IMAGE_CLASSES",
     "IMAGE_MODALITIES",
     "MOSAIC_TAGS",
     "Header",
@@ -29,6 +30,12 @@ __all__ = [
 ]
 
 IMAGE_MODALITIES = ("CT", "MR", "PT")
+IMAGE_CLASSES = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{number}"
+    for number in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")
+)
+"""CT, MR and PET images, classic, enhanced and converted: each has rows and pixels."""
+
 DERIVED_MODALITIES = frozenset(
     {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "RWV"}
 )
@@ -42,6 +49,7 @@ _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _BARE_BEGINNINGS = (b"\x08\x00", b"\x02\x00", b"\x00\x08")
 _MOST_THREADS = 16
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_CUT_OFF = -2  # the file ends where pixels would begin
 _META_BYTES = 1024  # where the transfer syntax is found
 _PART_BYTES = 1 << 20
 _SMALL_BYTES = 64 << 20
@@ -213,6 +221,8 @@ def _read_header(file: StudyFile, where: str, keys: list[BaseTag]) -> Header | F
             raise
         except Exception:  # a damaged header fails in many ways
             return _unreadable(file, where) if marked else None
+    if offset == _CUT_OFF and str(class_uid) in IMAGE_CLASSES and "Rows" not in dataset:
+        return _unreadable(file, where)
     if class_uid:
         return Header(file, dataset, offset)
     return _unreadable(file, where) if marked else None
@@ -250,7 +260,9 @@ def _parsed(stream: BinaryIO, marked: bool, keys: list[BaseTag]) -> tuple[Datase
     dataset = dcmread(stream, stop_before_pixels=True, force=not marked, specific_tags=keys)
     offset = stream.tell()
     element = stream.read(4)
-    return dataset, offset if element in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") else -1
+    if element in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
+        return dataset, offset
+    return dataset, -1 if element else _CUT_OFF
 
 
 def _unreadable(file: StudyFile, where: str) -> FormatError:

@@ -29,7 +29,7 @@ from medseg.io.dicom_stacks import Split, split_frames
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["RAS_FROM_LPS", "Stack", "Study", "read_study"]
+__all__ = ["RAS_FROM_LPS", "Stack", "Study", "read_study", "stacks_of"]
 
 # DICOM counts x to the patient's left and y to the back; its inverse is itself.
 RAS_FROM_LPS: FloatArray = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -293,7 +293,7 @@ def read_study(path: Path, *, allow_gaps: bool = False, threads: int | None = No
     with quiet_dicom():
         for group in merged.values():
             group.sort(key=lambda header: header.file.place)
-            stacks += _stacks_of(group, where, len(stacks), allow_gaps)
+            stacks += stacks_of(group, where, len(stacks), allow_gaps)
     return Study(path, tuple(stacks), headers.others, headers.unreadable, headers.files)
 
 
@@ -304,7 +304,15 @@ def _number_of(header: Header) -> int:
         return 1 << 40
 
 
-def _stacks_of(headers: Sequence[Header], where: str, before: int, allow_gaps: bool) -> list[Stack]:
+def stacks_of(headers: Sequence[Header], where: str, before: int, allow_gaps: bool) -> list[Stack]:
+    """The stacks of one series.
+
+    Args:
+        headers: Of its files.
+        where: The study, for messages.
+        before: How many stacks were found before.
+        allow_gaps: Whether slices that are not evenly apart are to be resampled.
+    """
     frames = [frame for header in headers for frame in frames_of(header, where)]
     broken = next((frame.problem for frame in frames if frame.problem is not None), None)
     whole = [frame for frame in frames if frame.problem is None]

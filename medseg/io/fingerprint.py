@@ -47,6 +47,8 @@ def input_files(path: Path) -> list[Path]:
     """
     if path.is_dir():
         return sorted(_files_below(path))
+    if not path.is_file() and path.exists():
+        return []  # a pipe or a device: whoever opens it waits for ever
     if path.is_file() and is_dicomdir(path):
         return _listed_files(path)
     name = path.name.lower()

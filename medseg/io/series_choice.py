@@ -222,7 +222,7 @@ def _candidates(
     for rule in alternatives:
         fitting = [stack for stack in able if rule.fits(stack)]
         if fitting:
-            return [stack for stack in fitting if stack.problem is None] or fitting
+            return [stack for stack in fitting if _may_be_meant(stack)] or fitting
     raise FormatError(
         where,
         expected=f"a series for channel {channel}",
@@ -230,6 +230,14 @@ def _candidates(
         remedy=f"choose one with --series; {_SEE}",
         code="series-none",
     )
+
+
+def _may_be_meant(stack: Stack) -> bool:
+    """Whether a stack is whole, or a series that broke: another is no answer to its gap.
+
+    A picture without a place, in colour, or alone is of another kind and not asked for.
+    """
+    return stack.problem is None or (stack.images > 1 and stack.frames[0].plane is not None)
 
 
 def _take_from_each_other(candidates: dict[str, list[Stack]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core import Grid, Volume
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, MedsegError
 from medseg.io.checks import check_finite
 from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import check_is_image
@@ -43,6 +43,7 @@ def read_case_image(
     allow_gaps: bool = False,
     threads: int | None = None,
     study: Study | None = None,
+    beside: Mapping[str, Path] | None = None,
 ) -> Scan:
     """Read what a model is to see of one case that was given as one path.
 
@@ -60,6 +61,7 @@ def read_case_image(
         allow_gaps: Resample slices that are not evenly apart instead of refusing them.
         threads: Files that are read at a time; None for as many as are useful.
         study: What lies at ``path``, if it was looked at before, with the same ``allow_gaps``.
+        beside: Where further slices of a series may lie, by the name that a message may give it.
 
     Returns:
         The channels in the model's order and, as source, the series of the first one, whose grid
@@ -67,7 +69,7 @@ def read_case_image(
 
     Raises:
         ConfigError: ``series-unknown``, ``series-pattern``, ``channel-names``, ``series-file``.
-        FormatError: ``series-ambiguous``, ``series-none``, and as
+        FormatError: ``series-ambiguous``, ``series-none``, ``series-split``, and as
             :func:`~medseg.io.dicom_series.read_dicom_series`.
         GeometryError: ``channels-frames-differ``, and as there.
         MedsegError: As :func:`~medseg.io.reading.read_image`.
@@ -87,7 +89,7 @@ def read_case_image(
 
     if study is None:
         study = read_study(path, allow_gaps=allow_gaps, threads=threads)
-    stacks = choose_stacks(study, card, series=series)
+    stacks = choose_stacks(study, card, series=series, beside=beside)
     scans = {name: read_stack(stack, study, threads=threads) for name, stack in stacks.items()}
     for scan in scans.values():
         check_finite(scan.volume.data_cijk, str(path))
@@ -96,7 +98,11 @@ def read_case_image(
 
 
 def choose_stacks(
-    study: Study, card: ModelCard, *, series: Mapping[str, str] | None = None
+    study: Study,
+    card: ModelCard,
+    *,
+    series: Mapping[str, str] | None = None,
+    beside: Mapping[str, Path] | None = None,
 ) -> dict[str, Stack]:
     """The volume of a study that each channel of a model is given, from headers alone.
 
@@ -104,11 +110,26 @@ def choose_stacks(
         study: What there is.
         card: What the model expects.
         series: As for :func:`read_case_image`.
+        beside: As there.
 
     Raises:
         MedsegError: As :func:`read_case_image`; first of all for a file that cannot be read, and
             then the problem of a stack that was chosen.
     """
+    from medseg.io.dicom_parts import check_whole  # noqa: PLC0415 - pulls in pydicom
+
+    try:
+        chosen = _chosen(study, card, series)
+    except MedsegError:
+        if beside and not study.unreadable:  # what seems to be a gap may lie there
+            check_whole(study.stacks, study, beside)
+        raise
+    if beside:
+        check_whole(chosen.values(), study, beside)
+    return chosen
+
+
+def _chosen(study: Study, card: ModelCard, series: Mapping[str, str] | None) -> dict[str, Stack]:
     from medseg.io.series_choice import match_series  # noqa: PLC0415 - pulls in pydicom
 
     channels = card.inputs.channels

@@ -47,6 +47,7 @@ def doctor(
         list[str] | None,
         typer.Option(help="Series of a DICOM study, as for `medseg predict`; needs -m."),
     ] = None,
+    by_study: Annotated[bool, typer.Option("--by-study", help="As for `medseg predict`.")] = False,
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="As for `medseg predict`.")
     ] = False,
@@ -71,7 +72,7 @@ def doctor(
     """
     from pipelines.doctor import examine  # noqa: PLC0415
 
-    if not paths and (model or series or allow_gaps or headers):
+    if not paths and (model or series or by_study or allow_gaps or headers):
         raise ConfigError(
             "medseg doctor",
             expected="images to look at",
@@ -79,7 +80,9 @@ def doctor(
             remedy="give their file or folder, or leave the other options out",
             code="usage",
         )
-    verdicts = _verdicts(paths or [], model or [], series or [], allow_gaps, headers, log_phi)
+    verdicts = _verdicts(
+        paths or [], model or [], series or [], by_study, allow_gaps, headers, log_phi
+    )
     findings = examine()
     if as_json:
         content: dict[str, object] = {"findings": [finding.to_dict() for finding in findings]}
@@ -101,6 +104,7 @@ def _verdicts(
     paths: Sequence[Path],
     models: Sequence[str],
     series: Sequence[str],
+    by_study: bool,
     allow_gaps: bool,
     headers: bool,
     log_phi: bool,
@@ -134,7 +138,7 @@ def _verdicts(
     check_there(paths)
     channels = cards[0].inputs.channels if cards else []
     picking = Picking(tuple(sorted(series_choices(series, channels).items())), allow_gaps)
-    cases = find_cases(paths, [], by_study=len(channels) > 1)
+    cases = find_cases(paths, [], by_study=by_study or len(channels) > 1)
     examination = Examination(cards, picking, headers, log_phi)
     with console_listener() as bars, until_interrupted(bars) as listener:
         return with_shared_series(list(case_verdicts(cases, examination, listener)))

@@ -114,6 +114,14 @@ def predict(
             "or a regular expression on the description; CHANNEL=CHOICE for several channels."
         ),
     ] = None,
+    by_study: Annotated[
+        bool,
+        typer.Option(
+            "--by-study",
+            help="Take the DICOM folders of one study for one case, as for a model of several "
+            "channels, instead of each for itself.",
+        ),
+    ] = False,
     allow_gaps: Annotated[
         bool,
         typer.Option(
@@ -274,7 +282,7 @@ def predict(
         channel or [],
         naming=names.value,
         out=out,
-        by_study=len(inputs.channels) > 1,
+        by_study=by_study or len(inputs.channels) > 1,
     )
     if out is None and not dry_run:
         raise ConfigError(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
+from benchmarks.broken_studies import BROKEN
 from benchmarks.faults import differences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,10 +28,12 @@ def test_a_run_that_is_killed_and_goes_on_equals_one_left_alone(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
-    told = json.loads((tmp_path / "told.json").read_text())
-    assert len(told["trials"]) == 2
-    assert any(trial["killed"] for trial in told["trials"])
-    assert len(told["codes"]) == len(set(told["codes"].values())) == 9
+    content = json.loads((tmp_path / "told.json").read_text())
+    assert len(content["trials"]) == 2
+    assert any(trial["killed"] for trial in content["trials"])
+    assert len({row["kind"] for row in content["broken"]}) == len(BROKEN) >= 28
+    assert all(row["code"] == row["expected"] for row in content["broken"])
+    assert not any(str(tmp_path) in row["sentence"] for row in content["broken"])
     assert "broken ones named in every one" in done.stdout
 
 
@@ -55,3 +59,33 @@ def test_the_comparison_passes_over_seconds_and_nothing_else(tmp_path):
     more = folder(tmp_path / "more")
     (more / ".0123456789abcdef.tmp.nii.gz").write_bytes(b"")
     assert differences(one, more) == [".0123456789abcdef.tmp.nii.gz"]
+
+
+def told(path, rows):
+    path.mkdir()
+    with (path / "cohort.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["case", "state", "code", "message", "seconds", "attempts"])
+        table.writerows([*row, "a sentence", "1.0", "1"] for row in rows)
+    return path
+
+
+def test_a_wrong_code_a_good_case_left_and_an_accident_are_noticed(tmp_path):
+    good = [("study00000", "done", ""), ("series", "done", "")]
+    broken = [(one.case, "failed", one.code) for one in BROKEN]
+    table = faults._check_states(told(tmp_path / "whole", [*good, *broken]), 1, BROKEN)
+    assert [row["code"] for row in table] == [one.code for one in BROKEN]
+    wrong = [(BROKEN[0].case, "failed", "units"), *broken[1:]]
+    with pytest.raises(RuntimeError, match=BROKEN[0].kind):
+        faults._check_states(told(tmp_path / "code", [*good, *wrong]), 1, BROKEN)
+    with pytest.raises(RuntimeError, match=r"not done: .'series'"):
+        faults._check_states(told(tmp_path / "left", [good[0], *broken]), 1, BROKEN)
+    more = [*good, *broken, ("theirs", "failed", "unexpected")]
+    with pytest.raises(RuntimeError, match=r"ended by accident: .'theirs'"):
+        faults._check_states(told(tmp_path / "odd", more), 1, BROKEN, strangers=True)
+    known = [*good, *broken, ("theirs", "failed", "slice-gap")]
+    out = told(tmp_path / "theirs", known)
+    assert len(faults._check_states(out, 1, BROKEN, strangers=True)) == len(BROKEN)
+    assert faults._strangers(out, 1) == {"slice-gap": 1}
+    with pytest.raises(RuntimeError, match=f"{len(BROKEN) + 3} cases"):
+        faults._check_states(out, 1, BROKEN)

@@ -1,12 +1,15 @@
 """Processes that decode give what decoding here gives, and survive what kills one of them."""
 
+import io
 import os
 import signal
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
-from pydicom.uid import JPEG2000Lossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from medseg.core import Grid
 from medseg.errors import FormatError
@@ -129,3 +132,55 @@ def test_frames_of_one_file_are_shared_among_processes(series, tmp_path, monkeyp
     assert dicom_series._parts(numbers, frames, Three) == [[0, 1, 2], [3, 4, 5], [6, 7]]
     monkeypatch.setattr(dicom_series, "_MOST_HELD_BYTES", frames[0].header.file.size)
     assert dicom_series._parts(numbers, frames, Three) == [numbers]
+
+
+def compressed(series, folder, syntax):
+    """A series in a transfer syntax; JPEG by Pillow, since pydicom writes none."""
+    folder.mkdir()
+    for path in sorted(series.iterdir()):
+        dataset = dcmread(path)
+        if syntax == JPEGBaseline8Bit:
+            pixels = (dataset.pixel_array % 256).astype(np.uint8)
+            packed = io.BytesIO()
+            Image.fromarray(pixels).save(packed, "JPEG")
+            dataset.BitsAllocated = dataset.BitsStored = 8
+            dataset.HighBit, dataset.PixelRepresentation = 7, 0
+            dataset.PixelData = encapsulate([packed.getvalue()])
+            dataset["PixelData"].is_undefined_length = True
+            dataset.file_meta.TransferSyntaxUID = syntax
+        else:
+            dataset.decompress()
+            dataset.compress(syntax, generate_instance_uid=False)
+        dataset.save_as(folder / path.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "syntax", [JPEGBaseline8Bit, JPEGLSLossless, JPEG2000Lossless, RLELossless]
+)
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_stream_that_is_cut_off_is_refused_and_never_filled_up(series, tmp_path, syntax, share):
+    folder = compressed(series, tmp_path / "packed", syntax)
+    whole = read_dicom_series(folder).volume.data_cijk
+    assert whole.shape == (1, 40, 36, 8)
+    path = sorted(folder.iterdir())[3]
+    dataset = dcmread(path)
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: int(share * len(frame))]])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    with pytest.raises(FormatError, match="file 4 in name order that cannot be decoded") as caught:
+        read_dicom_series(folder)
+    assert caught.value.code == "dicom-pixels"
+
+
+def test_bytes_after_the_end_of_a_stream_do_no_harm(series, tmp_path):
+    folder = compressed(series, tmp_path / "packed", JPEGLSLossless)
+    before = read_dicom_series(folder).volume.data_cijk
+    for path in folder.iterdir():
+        dataset = dcmread(path)
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame + bytes(4)])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(path)
+    assert np.array_equal(read_dicom_series(folder).volume.data_cijk, before)

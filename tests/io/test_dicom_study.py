@@ -469,3 +469,32 @@ def test_a_hole_that_is_mostly_missing_is_not_filled(tmp_path):
     with pytest.raises(MedsegError, match="gaps that 10 times as many slices can fill") as caught:
         read_dicom_series(folder, allow_gaps=True)
     assert caught.value.code == "slice-gap"
+
+
+def test_a_copy_of_a_disc_without_some_of_its_files_is_refused_as_a_folder_too(tmp_path):
+    disc = on_a_disc(small_series(tmp_path / "s"), tmp_path / "disc").parent
+    files = sorted(file for file in disc.rglob("*") if file.is_file() and file.name != "DICOMDIR")
+    assert read_dicom_series(disc).volume.grid.shape_ijk[2] == len(files)
+    files[-1].unlink()  # at an end, where no gap tells
+    with pytest.raises(FormatError, match="found 1 of 4 that are absent; copy the whole disc") as e:
+        read_dicom_series(disc)
+    assert e.value.code == "dicomdir-incomplete"
+    moved = disc / "elsewhere"
+    moved.mkdir()
+    for file in files[:-1]:
+        file.rename(moved / file.name)
+    assert read_dicom_series(disc).volume.grid.shape_ijk[2] == 3, "of another copy altogether"
+
+
+def test_a_slice_that_is_cut_off_in_its_header_is_no_series_of_its_own(tmp_path):
+    folder = small_series(tmp_path / "s")
+    path = sorted(folder.iterdir())[2]
+    content = path.read_bytes()
+    seen = set()
+    for length in range(400, len(content) - 240, 24):
+        path.write_bytes(content[:length])
+        with pytest.raises(MedsegError) as caught:
+            read_dicom_series(folder)
+        seen.add(caught.value.code)
+    assert "series-ambiguous" not in seen
+    assert "dicom-unreadable" in seen

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from medseg.core import Grid, LabelScheme, Volume, reorient
 from medseg.errors import ConfigError, FormatError, GeometryError, MedsegError, ResourceError
 from medseg.io.dicom_export import write_dicom_series
+from medseg.io.fingerprint import input_files
 from medseg.io.reading import read_channels, read_image, read_labels
 from medseg.io.writing import write_volume
 
@@ -166,3 +168,13 @@ def test_formats_of_others_are_refused_with_the_supported_ones(shared_data, name
     with pytest.raises(FormatError, match="or a folder with a DICOM series") as caught:
         read_image(shared_data / "10_nifti_edge_cases" / name)
     assert caught.value.code == "format-unknown"
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mhd", "a.zip"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(FormatError) as caught:
+        read_image(path)
+    assert caught.value.code == ("not-a-folder" if name == "a.zip" else "not-an-image")
+    assert input_files(path) == []

@@ -3,12 +3,12 @@ import pytest
 from pydicom.uid import generate_uid
 
 from medseg.core import Grid
-from medseg.errors import ConfigError, MedsegError
+from medseg.errors import ConfigError, FormatError, MedsegError
 from medseg.io.dicom_series import read_dicom_series
 from medseg.io.dicom_study import read_study
 from medseg.io.series_choice import SeriesRule, chosen_stack, known_rules, match_series
 from tests.dicom_variants import setting
-from tests.series import AXIAL, small_series, spoil_all
+from tests.series import AXIAL, small_series, spoil, spoil_all
 
 FRAME = "1.2.826.0.1.3680043.8.498.1"
 
@@ -175,3 +175,18 @@ def test_the_only_fitting_series_shows_its_own_problem(tmp_path):
     with pytest.raises(MedsegError) as caught:
         numbers(read_study(tmp_path / "s"), ("T1",))
     assert caught.value.code == "dicom-tag-invalid"
+
+
+def test_a_series_that_broke_is_not_answered_with_another(tmp_path):
+    folder = tmp_path / "s"
+    study_of(folder, {"a": {"SeriesDescription": "t1"}, "b": {"SeriesDescription": "t1"}})
+    for path in sorted((folder / "a").iterdir()):  # the same slices again, at the same places
+        again = folder / "a" / f"again{path.name}"
+        spoil(path, setting(SOPInstanceUID=generate_uid()), again)
+    with pytest.raises(FormatError, match="found 2 series: 1: MR of 4 images") as caught:
+        numbers(read_study(folder), ("T1",))
+    assert caught.value.code == "series-ambiguous"
+    # a picture without a place in the patient is of another kind
+    for path in (folder / "a").iterdir():
+        spoil(path, lambda one: delattr(one, "ImageOrientationPatient"))
+    assert numbers(read_study(folder), ("T1",)) == {"T1": 2}

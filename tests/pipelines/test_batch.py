@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.core import Grid, Volume
 from medseg.errors import ResourceError
 from medseg.events import Silent
 from medseg.io.dicom_export import write_dicom_series
@@ -27,14 +26,9 @@ from pipelines.discovery import expected_bytes, find_cases
 from pipelines.infer import Case
 from pipelines.predict import make_order
 from pipelines.results import Wishes
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import tiny_volume, write_tiny_model
 
 SHAPE = (16, 16, 16)
-
-
-def volume(seed, affine=None):
-    data = np.random.default_rng(seed).normal(100, 20, SHAPE).astype(np.int16)
-    return Volume(data[None], Grid(SHAPE, np.eye(4) if affine is None else affine))
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +40,9 @@ def model(tmp_path_factory):
 def data(tmp_path):
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
-    write_nifti_volume(volume(1), folder / "a.nii.gz")
-    write_nifti_volume(volume(2), folder / "b.nii")
-    write_nifti_volume(volume(3), folder / "sub" / "a.nii.gz")
+    write_nifti_volume(tiny_volume(1), folder / "a.nii.gz")
+    write_nifti_volume(tiny_volume(2), folder / "b.nii")
+    write_nifti_volume(tiny_volume(3), folder / "sub" / "a.nii.gz")
     return folder
 
 
@@ -90,7 +84,7 @@ def test_a_folder_is_done_once_and_only_what_changed_again(model, data, tmp_path
     assert redone(predict(data, "-m", model, "-o", out)) == set()
     assert content(out) == first
 
-    write_nifti_volume(volume(9), data / "b.nii")
+    write_nifti_volume(tiny_volume(9), data / "b.nii")
     assert redone(predict(data, data / "b.nii", "-m", model, "-o", out)) == {"b"}
     assert {name for name in first if content(out)[name] != first[name]} >= {"b_dseg.nii.gz"}
 
@@ -121,7 +115,7 @@ def test_times_can_be_trusted_instead_of_reading_again(model, data, tmp_path):
     out = tmp_path / "out"
     predict(data / "b.nii", "-m", model, "-o", out)
     before = (data / "b.nii").stat()
-    write_nifti_volume(volume(9), data / "b.nii")
+    write_nifti_volume(tiny_volume(9), data / "b.nii")
     os.utime(data / "b.nii", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert redone(predict(data / "b.nii", "-m", model, "-o", out, "--trust-times")) == set()
     assert redone(predict(data / "b.nii", "-m", model, "-o", out)) == {"b"}
@@ -236,7 +230,7 @@ def test_a_foreign_ledger_stops_the_run_before_it_begins(model, data, tmp_path):
 
 def test_several_jobs_at_a_time_give_the_same_results(model, data, tmp_path):
     for number in range(4, 10):
-        write_nifti_volume(volume(number), data / f"{number}.nii.gz")
+        write_nifti_volume(tiny_volume(number), data / f"{number}.nii.gz")
     one, many = tmp_path / "one", tmp_path / "many"
     predict(data, "-m", model, "-o", one)
     predict(data, "-m", model, "-o", many, "--jobs", 4)
@@ -410,7 +404,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(model, data, tmp_path):
 
 def test_a_seg_that_cannot_be_made_leaves_the_rest_and_marks_the_case(model, tmp_path, monkeypatch):
     series = tmp_path / "Doe"
-    write_dicom_series(volume(1, np.diag([-1.0, -1.0, 1.0, 1.0])), series, modality="MR")
+    write_dicom_series(tiny_volume(1, np.diag([-1.0, -1.0, 1.0, 1.0])), series, modality="MR")
 
     def refuse(*arguments, **more):
         raise ValueError("Doe, Jane")
@@ -457,7 +451,7 @@ def test_what_another_run_did_meanwhile_is_not_looked_at_again(model, data, tmp_
 
 def test_cases_are_found_below_a_folder_and_named_in_ways(data, tmp_path):
     (data / "DOE^JANE").mkdir()
-    write_dicom_series(volume(1), data / "DOE^JANE" / "T1", modality="MR")
+    write_dicom_series(tiny_volume(1), data / "DOE^JANE" / "T1", modality="MR")
     (data / ".hidden").mkdir()
     shutil.copy(data / "b.nii", data / ".hidden" / "c.nii")
     shutil.copy(data / "b.nii", data / "b_dseg.nii.gz")

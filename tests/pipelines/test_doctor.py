@@ -23,14 +23,16 @@ from tests.series import small_series, spoil_all
 from tests.test_documents import codes_in_document
 from tests.tiny_model import write_tiny_model
 
+PROCESSES_FOR = preflight._processes_for
 GRID = Grid((16, 16, 16), np.diag([-1.0, -1.0, 1.0, 1.0]))
 PATIENT = {"PatientName": "DOE^JOHN", "PatientID": "4711", "SeriesDescription": "t1 DOE"}
 
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch):
-    """Nothing about the machine: that has a test of its own and takes seconds."""
+    """Nothing about the machine, and one process: both have tests of their own and take seconds."""
     monkeypatch.setattr("pipelines.doctor.examine", list)
+    monkeypatch.setattr(preflight, "_processes_for", lambda cases: 1)
 
 
 @pytest.fixture(scope="module")
@@ -165,18 +167,28 @@ def test_the_series_that_a_model_would_be_given_is_told_or_why_there_is_none(tmp
     assert topics["volume 2"] == "slice-gap"
 
 
-def test_slices_of_one_series_in_several_folders_are_noted(tmp_path):
+def test_slices_of_one_series_in_several_folders_are_refused_and_copies_noted(tmp_path):
     root = tmp_path / "disc"
     (root / "DIR001").mkdir(parents=True)
     small_series(root / "DIR000", GRID)
     for path in sorted((root / "DIR000").iterdir())[8:]:
         path.rename(root / "DIR001" / path.name)
     small_series(root / "other", GRID)
+    found, counts = verdicts(root, code=1)
+    assert [name for name, one in found.items() if codes(one) == ["series-split"]] == [
+        "study 1",
+        "study 2",
+    ]
+    assert "8 here and 8 in study 2" in found["study 1"]["findings"][-1]["text"]
+    assert counts["refused"] == 2
+    found, counts = verdicts(root / "DIR000", root / "DIR001", code=1)
+    assert counts["refused"] == 2
+    shutil.rmtree(root / "DIR001")
+    shutil.copytree(root / "DIR000", root / "copy")
     found, counts = verdicts(root)
     shared = [name for name, one in found.items() if "series-shared" in codes(one, "note")]
     assert shared == ["study 1", "study 2"]
-    assert "lie here and in study 2: each would" in found["study 1"]["findings"][-1]["text"]
-    assert counts["refused"] == 0
+    assert "lie here and in study 2, as copies" in found["study 1"]["findings"][-1]["text"]
 
 
 def test_headers_alone_do_not_tell_of_pixels_but_of_all_else(study, model):
@@ -205,10 +217,10 @@ def test_several_processes_find_what_one_does(study, monkeypatch):
 def test_processes_are_as_many_as_cases_and_memory_are_good_for(study, monkeypatch):
     cases = find_cases([study], [])
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    assert preflight._processes_for(cases) == len(cases) // 4
-    assert preflight._processes_for(cases[:4]) == 1
+    assert PROCESSES_FOR(cases) == len(cases) // 4
+    assert PROCESSES_FOR(cases[:4]) == 1
     monkeypatch.setattr(preflight, "_SHARE_OF_MEMORY", 1e-12)
-    assert preflight._processes_for(cases) == 1
+    assert PROCESSES_FOR(cases) == 1
 
 
 def test_many_findings_are_counted_by_code(study, monkeypatch):

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medseg.core import Grid, Volume
 from medseg.io.dicom_export import write_dicom_series
 from medseg.io.nifti import write_nifti_volume
 from medseg.studies.ledger import Ledger
 from pipelines import workbench
 from pipelines.cli import app
 from pipelines.earlier import proven_ending
-from tests.tiny_model import write_tiny_model
-
-SHAPE = (16, 16, 16)
-
-
-def volume(seed, affine=None):
-    data = np.random.default_rng(seed).normal(100, 20, SHAPE).astype(np.int16)
-    return Volume(data[None], Grid(SHAPE, np.eye(4) if affine is None else affine))
+from tests.tiny_model import tiny_volume, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +24,9 @@ def model(tmp_path_factory):
 def data(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    write_nifti_volume(volume(1), folder / "a.nii.gz")
-    write_nifti_volume(volume(2), folder / "b.nii")
-    series = volume(3, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    write_nifti_volume(tiny_volume(1), folder / "a.nii.gz")
+    write_nifti_volume(tiny_volume(2), folder / "b.nii")
+    series = tiny_volume(3, np.diag([-1.0, -1.0, 1.0, 1.0]))
     write_dicom_series(series, folder / "Doe", modality="MR")
     return folder
 
@@ -88,7 +80,7 @@ def test_proven_cases_are_not_computed_again_also_where_names_come_from_a_new_sa
     # known again, they are skipped as ever, and done again if they change
     _, told = predict(data, "-m", model, "-o", out)
     assert "no ledger" not in told
-    write_nifti_volume(volume(9), data / "b.nii")
+    write_nifti_volume(tiny_volume(9), data / "b.nii")
     answer, _ = predict(data, "-m", model, "-o", out)
     assert [case["case"] for case in answer["cases"] if not case["unchanged"]] == ["b"]
 
@@ -99,7 +91,7 @@ def test_what_reports_do_not_prove_is_left_alone_and_named(model, data, tmp_path
     (series,) = (case["case"] for case in first["cases"] if case["case"].startswith("case-"))
     lose(out)
     (out / "a_dseg.nii.gz").write_bytes(b"a day of work")
-    write_nifti_volume(volume(9), data / "b.nii")
+    write_nifti_volume(tiny_volume(9), data / "b.nii")
     (out / f"{series}_dseg.tsv").unlink()
     before = contents(out)
     answer, _ = predict(data, "-m", model, "-o", out, code=1)

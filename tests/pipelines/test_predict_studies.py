@@ -1,12 +1,15 @@
 """DICOM studies through the command: which folders are one case, and which series it is given."""
 
 import json
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from medseg.core import Grid
+from medseg.io.reading import read_image
 from pipelines.cli import app
 from pipelines.discovery import find_cases
 from tests.dicom_variants import setting, zipped
@@ -98,3 +101,44 @@ def test_gaps_are_refused_unless_allowed(root, models, tmp_path):
     assert [case["code"] for case in refused["cases"]] == ["slice-gap"]
     answer = predict(series, "-m", models[0], "-o", tmp_path / "out", "--allow-gaps")
     assert [case["state"] for case in answer["cases"]] == ["done"]
+
+
+def test_a_series_in_two_folders_is_refused_or_joined_and_never_segmented_by_halves(
+    models, tmp_path
+):
+    series = small_series(tmp_path / "study" / "DOE1", GRID)
+    other = tmp_path / "study" / "DOE2"
+    other.mkdir()
+    for path in sorted(series.iterdir())[:8]:
+        path.rename(other / path.name)
+    words = [tmp_path / "study", "-m", models[0], "-o", tmp_path / "out"]
+    refused = predict(*words, code=1)["cases"]
+    names = [case["case"] for case in refused]
+    assert [case["code"] for case in refused] == ["series-split"] * 2
+    assert [
+        f"8 here and 8 in {name}; add --by-study" in case["message"]
+        for case, name in zip(refused, reversed(names), strict=True)
+    ] == [True, True]
+    assert "DOE" not in json.dumps(refused)
+    answer = predict(*words, "--by-study")["cases"]
+    assert [case["state"] for case in answer] == ["done"]
+    (labels,) = (tmp_path / "out").glob("*_dseg.nii.gz")
+    assert nib.load(labels).shape == GRID.shape_ijk
+
+
+def test_dicom_without_preamble_and_behind_many_pictures_is_found(tmp_path):
+    bare = small_series(tmp_path / "root" / "bare", GRID)
+    for path in bare.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[144 + int.from_bytes(content[140:144], "little") :])
+    late = small_series(tmp_path / "root" / "late", GRID)
+    for number in range(20):
+        (late / f"{number:05}.aaa.jpg").write_bytes(b"\xff\xd8\xff picture")
+        (late / f"0{number:05}.jpg").write_bytes(b"\xff\xd8\xff picture")
+    (tmp_path / "root" / "notes").mkdir()
+    (tmp_path / "root" / "notes" / "a.txt").write_text("no image")
+    (tmp_path / "root" / "results").mkdir()
+    shutil.copy(sorted(late.glob("*.dcm"))[0], tmp_path / "root" / "results" / "a_dseg.dcm")
+    found = [one.case.channels[""] for one in find_cases([tmp_path / "root"], [])]
+    assert found == [bare, late], "and no results of an earlier run"
+    assert read_image(bare).volume.grid.shape_ijk == GRID.shape_ijk
