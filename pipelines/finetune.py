@@ -40,7 +40,7 @@ from medseg.training.augmentation import PRESETS
 from medseg.training.settings import RunSettings, parse_settings
 from pipelines.folds import judged_pair
 from pipelines.train import train
-from pipelines.training_session import TrainResult
+from pipelines.train_result import TrainResult
 
 __all__ = [
     "COMPARISON_NAME",

@@ -62,7 +62,8 @@ class SmallConv3d(nn.Conv3d):
         if self._slow(input, weight):
             if torch.is_grad_enabled():
                 two = torch.cat([input, torch.zeros_like(input)])
-                return super()._conv_forward(two, weight, bias)[:1]
+                pair: Tensor = super()._conv_forward(two, weight, bias)
+                return pair[:1]
             y_bcijk: Tensor = torch.ops.aten.mkldnn_convolution(
                 input, weight, bias, self.padding, self.stride, self.dilation, self.groups
             )

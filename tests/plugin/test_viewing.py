@@ -18,6 +18,7 @@ from medseg.metrics.settings import EvaluationSettings
 from medseg.metrics.structures import label_structures
 from medseg_napari._cross import cross_lines
 from medseg_napari._display import PRESETS, Window
+from medseg_napari._edit_keys import KEYS as EDIT_KEYS
 from medseg_napari._letters import sides_of
 from medseg_napari._origin import METADATA_KEY, LayerOrigin
 from medseg_napari._provenance import Beginning
@@ -479,6 +480,10 @@ def test_the_letters_are_those_of_a_light_box():
 
 
 # ---- keys
+
+
+def test_no_key_to_look_with_is_one_to_correct_with():
+    assert not {key.press for key in KEYS} & {press for press, _ in EDIT_KEYS.values()}
 
 
 def test_the_page_lists_every_key():

@@ -25,7 +25,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "grow": ("Shift-G", "grow a region from under the pointer"),
     "inside": ("Shift-J", "scribble inside"),
     "outside": ("Shift-K", "scribble outside"),
-    "copy to next": ("Shift-N", "copy the label to the next slice"),
+    "copy to next": ("Shift-X", "copy the label to the next slice"),
     "lock": ("Shift-L", "lock the chosen label, or unlock it"),
     "show": ("Shift-H", "hide the chosen label, or show it"),
     "label under pointer": ("Shift-C", "choose the label under the pointer"),
