@@ -298,7 +298,7 @@ def test_a_device_does_a_case_in_steps_without_a_ledger(job, model, data, tmp_pa
     try:
         assert worker.refused() is None
         (row,) = job.rows()
-        assert worker.check(row, row.channels, [], True).kind == "due"
+        assert worker.check(row, row.channels, [], True, None).kind == "due"
         assert worker.read(row.number, True).kind == "read"
         assert worker.work(row.number).kind == "worked"
         reply = worker.write(row.number)
@@ -307,10 +307,10 @@ def test_a_device_does_a_case_in_steps_without_a_ledger(job, model, data, tmp_pa
             path.name for path in out.iterdir() if path.name.startswith("3_")
         }
         # unknown to the ledger, but proven by its report
-        assert worker.check(row, row.channels, [], True).kind == "earlier"
+        assert worker.check(row, row.channels, [], True, None).kind == "earlier"
         outputs = reply.ending.outputs
         broken = replace(row, number=8, name="none")
-        assert worker.check(broken, {"": str(tmp_path / "Doe.nii")}, [], True).kind == "due"
+        assert worker.check(broken, {"": str(tmp_path / "Doe.nii")}, [], True, None).kind == "due"
         ending = worker.read(8, False).ending
         assert (ending.state, ending.code) == ("failed", "file-missing")
         assert ending.message.startswith("expected ")

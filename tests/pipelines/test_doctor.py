@@ -161,7 +161,10 @@ def test_the_series_that_a_model_would_be_given_is_told_or_why_there_is_none(tmp
     assert found["study 1"]["given"] == {"T1": 2, "T2": 1}
     assert found["study 1"]["shape_ijk"] == [16, 16, 16]
     (root / "2" / "00002.dcm").unlink()
-    found, _ = verdicts(root, "-m", model)
+    # that one cannot be read does not say that the other was meant
+    found, _ = verdicts(root, "-m", model, code=1)
+    assert "series-ambiguous" in codes(found["study 1"])
+    found, _ = verdicts(root, "-m", model, "--series", "T1=3")
     assert found["study 1"]["given"] == {"T1": 3, "T2": 1}
     topics = {one["topic"]: one["code"] for one in found["study 1"]["findings"]}
     assert topics["volume 2"] == "slice-gap"

@@ -8,7 +8,6 @@ from napari.layers import Image, Labels
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QCheckBox,
-    QComboBox,
     QDoubleSpinBox,
     QFormLayout,
     QHBoxLayout,
@@ -20,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from medseg_napari._display import Window
-from medseg_napari._layer_boxes import fill, is_ours
+from medseg_napari._layer_boxes import fill, is_ours, narrow_box
 from medseg_napari._mouse_window import MouseWindow, window_shown
 from medseg_napari._origin import origin_of
 from medseg_napari._worker import Listening
@@ -48,8 +47,8 @@ class BrightnessSection(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._is_setting = False
         self.mouse = MouseWindow(lambda: self.image)
         self.mouse.attach(viewer)
-        self.image_box = QComboBox()
-        self.preset_box = QComboBox()
+        self.image_box = narrow_box()
+        self.preset_box = narrow_box()
         self.centre = _number(-_FAR)
         self.width_box = _number(_LEAST_WIDTH)
         self.unit = QLabel()

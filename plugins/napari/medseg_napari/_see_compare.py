@@ -12,7 +12,6 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
-    QComboBox,
     QFormLayout,
     QHBoxLayout,
     QHeaderView,
@@ -25,7 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from medseg_napari._difference_layer import COLOURS, difference_settings
-from medseg_napari._layer_boxes import fill
+from medseg_napari._layer_boxes import fill, narrow_box
 from medseg_napari._worker import Listening, start_worker
 from medseg_napari.viewing.comparing import (
     PAIRS,
@@ -81,14 +80,14 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
     def _build(self) -> None:
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
-        self.boxes = {role: QComboBox() for role in ROLES}
+        self.boxes = {role: narrow_box() for role in ROLES}
         for role, box in self.boxes.items():
             box.currentIndexChanged.connect(self._chosen)
             form.addRow(role, box)
         self.boxes["model"].setToolTip(
             "What the model gave: a layer, or the corrected labels as they came"
         )
-        self.pair_box = QComboBox()
+        self.pair_box = narrow_box()
         self.pair_box.currentIndexChanged.connect(self._pair_changed)
         form.addRow("shown", self.pair_box)
         self.difference_check = QCheckBox("difference")

@@ -58,7 +58,7 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             button = QPushButton(plane)
             button.clicked.connect(lambda *_, plane=plane: self.show_plane(plane))
             planes.addWidget(button)
-        self.views_button = QPushButton("four views (F8)")
+        self.views_button = QPushButton("four (F8)")
         self.views_button.setCheckable(True)
         self.views_button.clicked.connect(self._views_clicked)
         planes.addWidget(self.views_button)

@@ -50,7 +50,7 @@ CORRECTED = "corrected"
 
 _OLD_S = 3600.0
 
-Column = Literal["case", "state", "doubt", "review"]
+Column = Literal["case", "state", "review", "doubt"]
 Filter = Literal["all", "to review", "reviewed", "accepted", "corrected", "rejected", "no result"]
 FILTERS: tuple[Filter, ...] = (
     *("all", "to review", "reviewed", "accepted", "corrected", "rejected", "no result"),

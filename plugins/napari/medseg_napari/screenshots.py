@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -92,10 +93,71 @@ def send_it_back(viewer: Viewer, folder: Path) -> None:  # noqa: ARG001
     _dock(viewer, "Send it back").refresh()
 
 
+def correct_it(viewer: Viewer, folder: Path) -> None:  # noqa: ARG001
+    """A correction is going on, with the brush in hand."""
+    _sample(viewer)
+    labels = _run_model(viewer, _dock(viewer, "Run a model"))
+    dock = _dock(viewer, "Correct it")
+    viewer.layers.selection.active = labels
+    dock.start()
+    dock.draw.tools.buttons["brush"].click()
+
+
+def see_it(viewer: Viewer, folder: Path) -> None:  # noqa: ARG001
+    """Three planes and a surface; the model beside the expert, at the most doubtful slice."""
+    _sample(viewer)
+    expert = viewer.layers[-1]
+    labels = _run_model(viewer, _dock(viewer, "Run a model"))
+    dock = _dock(viewer, "See it")
+    viewer.layers.selection.active = labels
+    for role, layer in (("corrected", labels), ("reference", expert)):
+        box = dock.compare.boxes[role]
+        box.setCurrentIndex(box.findText(layer.name))
+    dock.compare.difference_check.setChecked(True)
+    dock.toggle_views()
+    wait_until(lambda: dock.compare.comparison is not None)
+    dock.next_doubtful()
+    _pause(3.0)  # the surface comes from a worker
+
+
+def work_list(viewer: Viewer, folder: Path) -> None:
+    """A batch of the two sample images, one of them accepted."""
+    import medseg
+
+    samples = Path(medseg.__file__).parent / "resources" / "samples" / "hippocampus" / "images"
+    out = folder / "results"
+    command = [sys.executable, "-m", "pipelines.cli", "predict", str(samples)]
+    command += ["-m", "reversible_hippocampus", "-o", str(out), "--uncertainty", "--names", "input"]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words
+    dock = _dock(viewer, "Work list")
+    if not dock.open_folder(out):
+        raise RuntimeError("the work list did not open")
+    for judged in ("accepted", None):
+        dock.next_button.click()
+        wait_until(lambda: not dock.is_opening)
+        if judged is not None:
+            dock.judge(judged)
+
+
+def fine_tune(viewer: Viewer, folder: Path) -> None:  # noqa: ARG001
+    """What a fine-tuning asks for."""
+    _sample(viewer)
+    _dock(viewer, "Fine-tune").choose_target(Path("models"))
+
+
 SCENES: dict[str, Scene] = {
     "napari-run": run_a_model,
+    "napari-correct": correct_it,
+    "napari-see": see_it,
     "napari-send": send_it_back,
+    "napari-worklist": work_list,
+    "napari-finetune": fine_tune,
 }
+
+
+def _pause(seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    wait_until(lambda: time.perf_counter() > until)
 
 
 def take(name: str, out: Path) -> Path:
@@ -117,8 +179,7 @@ def take(name: str, out: Path) -> Path:
         try:
             viewer.window._qt_window.resize(*_SIZE)
             SCENES[name](viewer, Path(folder))
-            until = time.perf_counter() + 1.0
-            wait_until(lambda: time.perf_counter() > until)
+            _pause(1.0)
             picture = viewer.screenshot(canvas_only=False, flash=False)
         finally:
             viewer.close()
