@@ -40,7 +40,7 @@ def check_file(path: Path) -> None:
             reading would wait for ever.
     """
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise not_an_image(path, "a plain file", "a pipe, a socket or a device")
         with path.open("rb") as stream:
             if stream.read(1):

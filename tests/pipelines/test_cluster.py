@@ -315,7 +315,7 @@ def test_a_device_does_a_case_in_steps_without_a_ledger(job, model, data, tmp_pa
         assert (ending.state, ending.code) == ("failed", "file-missing")
         assert ending.message.startswith("expected ")
         worker.stop()
-        assert worker.check(replace(row, number=9), row.channels, outputs, True).kind == "due"
+        assert worker.check(replace(row, number=9), row.channels, outputs, True, None).kind == "due"
         assert worker.read(9, False).kind == "cancelled"
     finally:
         worker.close()
