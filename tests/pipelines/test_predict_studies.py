@@ -106,6 +106,7 @@ def test_gaps_are_refused_unless_allowed(root, models, tmp_path):
 def test_a_series_in_two_folders_is_refused_or_joined_and_never_segmented_by_halves(
     models, tmp_path
 ):
+    (tmp_path / "study").mkdir()
     series = small_series(tmp_path / "study" / "DOE1", GRID)
     other = tmp_path / "study" / "DOE2"
     other.mkdir()
@@ -127,6 +128,7 @@ def test_a_series_in_two_folders_is_refused_or_joined_and_never_segmented_by_hal
 
 
 def test_dicom_without_preamble_and_behind_many_pictures_is_found(tmp_path):
+    (tmp_path / "root").mkdir()
     bare = small_series(tmp_path / "root" / "bare", GRID)
     for path in bare.iterdir():
         content = path.read_bytes()
