@@ -258,7 +258,7 @@ def test_pieces_are_named_after_the_label_that_is_split(qtbot, started):
     button(started.pieces, "Split into").click()
     at_rest(qtbot, started)
     names = [label.name for label in started.bench.correction.controller.scheme.labels]
-    assert "liver 2" in names
+    assert "liver 2" in names, started.message.text()
 
 
 class Held:
@@ -541,7 +541,7 @@ def test_another_layer_is_corrected_meanwhile_and_both_keep_their_state(viewer, 
 
 def test_a_dock_that_was_closed_hears_no_more_and_a_new_one_goes_on(qtbot, viewer, started):
     correction = started.bench.correction
-    started.setParent(None)
+    viewer.window.remove_dock_widget(started)
     started.deleteLater()
     qtbot.wait(50)
     QApplication.processEvents()

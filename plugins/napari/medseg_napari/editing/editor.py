@@ -273,6 +273,10 @@ class LayerEditor(Choices):
 
     def with_new_labels(self, change: Change) -> Change:
         """The change together with entries of the table for labels that it brings in."""
+        if change.schemes:
+            named = {0, *(label.value for label in change.schemes[1].labels)}
+            if named.issuperset(after for _, after in change.moved):
+                return change
         scheme = self.labels_table.with_strangers(change.moved)
         if scheme is self.scheme:
             return change
