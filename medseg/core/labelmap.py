@@ -93,4 +93,11 @@ def label_counts(data: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 def present_values(data: npt.NDArray[Any]) -> list[int]:
     """The distinct values of an unsigned integer array, in rising order."""
-    return [int(value) for value in np.flatnonzero(label_counts(data))]
+    flat = data.ravel(order="K")
+    seen = np.zeros(int(np.iinfo(data.dtype).max) + 1, dtype=np.bool_)
+    seen[flat[:1]] = True
+    for start in range(0, flat.size, 1 << 20):
+        # labels lie in runs: only where one ends can there be a value that was not seen before
+        part = flat[start : start + (1 << 20) + 1]
+        seen[part[1:][part[1:] != part[:-1]]] = True
+    return [int(value) for value in np.flatnonzero(seen)]

@@ -17,7 +17,7 @@ from medseg.io.label_like import check_is_image
 from medseg.io.notes import of_channel
 from medseg.io.scan import Scan
 
-__all__ = ["IMAGE_SUFFIXES", "read_channels", "read_image", "read_labels"]
+__all__ = ["IMAGE_SUFFIXES", "read_channels", "read_image", "read_image_or_labels", "read_labels"]
 
 _NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -44,6 +44,18 @@ def read_image(path: Path, *, series: str | None = None, allow_gaps: bool = Fals
             ``medseg.io.dicom_series.read_dicom_series``); and ``label-as-image`` for a label map,
             ``dicom-single-file`` for one file of a series, ``format-unknown`` for other endings.
     """
+    scan = read_image_or_labels(path, series=series, allow_gaps=allow_gaps)
+    check_is_image(scan.volume, str(path))
+    return scan
+
+
+def read_image_or_labels(
+    path: Path, *, series: str | None = None, allow_gaps: bool = False
+) -> Scan:
+    """Read a file without asking whether it is an image or a label map.
+
+    Arguments and errors are those of :func:`read_image`, but for ``label-as-image``.
+    """
     name = path.name.lower()
     if path.is_dir() or is_study_file(path):
         from medseg.io.dicom_series import read_dicom_series
@@ -62,7 +74,6 @@ def read_image(path: Path, *, series: str | None = None, allow_gaps: bool = Fals
             scan = read_itk(path)
         else:
             raise _refusal(path)
-    check_is_image(scan.volume, str(path))
     return scan
 
 

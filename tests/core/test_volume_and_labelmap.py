@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from medseg.core import Grid, LabelMap, LabelScheme, Volume
+from medseg.core.labelmap import present_values
 from medseg.errors import ShapeError
 
 GRID = Grid((2, 3, 4), np.diag([1.0, 2.0, 5.0, 1.0]))
@@ -17,6 +19,29 @@ def test_volumes_in_ml_add_up_to_what_is_not_background(values):
     volumes = labels.volumes_ml()
     assert set(volumes) == {"front", "back"}
     assert sum(volumes.values()) == pytest.approx(np.count_nonzero(values) * 10.0 / 1000.0)
+
+
+@given(
+    st.sampled_from([np.uint8, np.uint16]).flatmap(
+        lambda dtype: arrays(dtype, array_shapes(max_dims=3, max_side=6))
+    )
+)
+def test_the_values_that_are_present_are_those_that_sorting_finds(data):
+    for view in (data, np.asfortranarray(data), data[::-1]):
+        assert present_values(view) == np.unique(view).tolist()
+
+
+def test_a_value_that_one_part_of_many_begins_or_ends_with_is_present():
+    part = 1 << 20
+    for place in (0, part - 1, part, part + 1, 2 * part - 1, 2 * part):
+        data = np.zeros(2 * part + 1, np.uint8)
+        data[place] = 7
+        assert present_values(data) == [0, 7], place
+        data[:] = 7
+        data[place] = 9
+        assert present_values(data) == [7, 9], place
+    data[:part], data[part:] = 3, 4
+    assert present_values(data) == [3, 4]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])

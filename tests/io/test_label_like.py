@@ -24,6 +24,16 @@ def test_regions_of_whole_values_are_labels_in_any_type():
         assert looks_like_labels((organs() > 0).astype(dtype))
 
 
+def test_labels_larger_than_what_is_looked_at_at_a_time_are_found_and_counted():
+    data = np.kron(organs(), np.ones((7, 7, 7), np.uint8))  # 2.7 million voxels: three parts
+    assert looks_like_labels(data)
+    assert looks_like_labels(data.astype(np.float32).transpose(2, 0, 1))
+    with pytest.raises(FormatError, match="6 whole values in uniform regions"):
+        check_is_image(Volume(data[None], Grid(data.shape, np.eye(4))), "x.nii")
+    numbered = np.where(data, 70_000 + data.astype(np.int32), 0)  # as some tools number
+    assert looks_like_labels(numbered)
+
+
 def test_labels_in_any_memory_order_are_found():
     assert looks_like_labels(np.asfortranarray(organs()))
     assert looks_like_labels(organs().transpose(2, 0, 1)[::-1, ::2])

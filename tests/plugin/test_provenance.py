@@ -18,7 +18,7 @@ def by_model(labels):
 
 @given(label_maps)
 def test_stored_labels_come_back_as_they_were(labels):
-    for view in (labels, labels[::-1].transpose(2, 0, 1)):
+    for view in (labels, labels[::-1].transpose(2, 0, 1), np.asfortranarray(labels)):
         found = StoredLabels.of(view).labels()
         assert found.dtype == view.dtype
         np.testing.assert_array_equal(found, view)

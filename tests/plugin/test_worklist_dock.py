@@ -99,6 +99,8 @@ def test_cases_are_listed_opened_judged_corrected_and_opened_again(qtbot, viewer
     dock.next_button.click()
     assert "were changed and not saved" in answers[0]
     assert opened(qtbot, dock) == order[1]  # it stays
+    assert not dock.guard.may_close()  # nor does the window close unasked
+    assert len(answers) == 2
     dock.correct_button.click()
     assert f"saved and verified: corrected/{order[1]}_dseg.nii.gz" in dock.message.text()
     kept = labels.data.copy()
@@ -117,6 +119,36 @@ def test_cases_are_listed_opened_judged_corrected_and_opened_again(qtbot, viewer
     }
     dock.clear_button.click()
     assert words_in_ledger(out)[order[1]] == "open"
+
+
+def test_a_saved_correction_counts_as_saved_for_the_tools_too(qtbot, viewer, dock, out):
+    from medseg_napari._edit_session import correct, unsaved
+
+    assert dock.open_folder(out)
+    dock.open(named(dock, "a"))
+    assert opened(qtbot, dock) == "a"
+    correction = correct(viewer, labels_in(viewer))
+    controller = correction.controller
+    at_vox = np.argwhere(controller.labels)[0]
+    controller.active = int(controller.labels[tuple(at_vox)])
+    controller.tool = "eraser"
+    controller.press(at_vox, 0)
+    controller.release()
+    assert unsaved(viewer) == [correction]
+    asked = []
+    dock.guard.ask = lambda corrections: asked.append(corrections) or "cancel"
+    assert not dock.guard.may_close()  # by the guard, and once: dock.ask would fail the test
+    assert asked == [[correction]]
+    dock.correct_button.click()
+    assert words_in_ledger(out) == {"a": "corrected"}
+    assert unsaved(viewer) == []
+    assert dock.guard.may_close()
+    dock.open(named(dock, "b"))
+    assert opened(qtbot, dock) == "b"
+    dock.open(named(dock, "a"))
+    assert opened(qtbot, dock) == "a"
+    again = correct(viewer, labels_in(viewer))
+    assert again.recoverable == []
 
 
 def test_what_a_second_viewer_said_is_seen_and_not_replaced_unseen(qtbot, viewer, dock, out):

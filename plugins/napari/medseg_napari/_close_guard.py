@@ -30,6 +30,8 @@ class CloseGuard(QObject):  # type: ignore[misc] # Qt is untyped here
         super().__init__(window)
         self._viewer = viewer
         self.ask: Callable[[list[Correction]], Answer] = ask_user
+        self.others: list[Callable[[], bool]] = []
+        """Asked first; each says whether the window may close, and asks the user itself."""
         close = window.close
 
         def guarded(quit_app: bool = False, confirm_need: bool = False) -> Any:  # noqa: ANN401
@@ -50,6 +52,8 @@ class CloseGuard(QObject):  # type: ignore[misc] # Qt is untyped here
 
     def may_close(self) -> bool:
         """Whether the window may close; asks if there is something to lose."""
+        if not all(may_close() for may_close in self.others):
+            return False
         corrections = unsaved(self._viewer)
         if not corrections:
             return True

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core import LabelMap, LabelScheme
+from medseg.core.labelmap import present_values
 from medseg.io.labels import labels_from_voxels
 from medseg.io.scan import Scan
 from medseg_napari._display import display_settings
@@ -110,11 +111,20 @@ def plain_scheme(values: list[int]) -> LabelScheme:
 
 def _as_labels(scan: Scan, scheme: LabelScheme | None, where: str) -> LabelMap:
     if scheme is None:
-        values = np.unique(scan.volume.data_cijk[0])
-        # What is out of range or in between is refused below; here it would be a wrong number.
-        whole = values[(values >= 0) & (values <= 65535) & (values == np.rint(values))]
-        scheme = plain_scheme([int(value) for value in whole])
+        scheme = plain_scheme(_values_of(scan.volume.data_cijk[0]))
     return labels_from_voxels(scan.volume, scheme, where)
+
+
+def _values_of(data_ijk: npt.NDArray[Any]) -> list[int]:
+    """Which whole numbers from 0 to 65535 there are; others are refused by the caller."""
+    if data_ijk.dtype in (np.uint8, np.uint16):
+        return present_values(data_ijk)
+    seen: set[int] = set()
+    for plane in np.moveaxis(data_ijk, int(np.argmax(np.abs(data_ijk.strides))), 0):
+        values = np.unique(plane)
+        whole = (values >= 0) & (values <= 65535) & (values == np.rint(values))
+        seen.update(int(value) for value in values[whole])
+    return sorted(seen)
 
 
 def label_colours(

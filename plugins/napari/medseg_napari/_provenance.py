@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +30,31 @@ class StoredLabels:
         content: What numcodecs made of it.
         shape: Extents.
         dtype: ``uint8`` or ``uint16``.
+        order: In which the voxels follow one another, ``C`` or ``F``: that of the array, so that
+            none has to be turned.
     """
 
     content: bytes = field(repr=False)
     shape: tuple[int, ...]
     dtype: str
+    order: Literal["C", "F"] = "C"
 
     @classmethod
     def of(cls, labels: npt.NDArray[Any]) -> StoredLabels:
         """Compress a label map."""
         from numcodecs import Zstd  # noqa: PLC0415 - with the first result
 
-        content: bytes = Zstd(level=1).encode(np.ascontiguousarray(labels))
-        return cls(bytes(content), labels.shape, str(labels.dtype))
+        order: Literal["C", "F"] = "F" if labels.flags.f_contiguous else "C"
+        in_order = labels.T if order == "F" else np.ascontiguousarray(labels)
+        content: bytes = Zstd(level=1).encode(in_order)
+        return cls(bytes(content), labels.shape, str(labels.dtype), order)
 
     def labels(self) -> npt.NDArray[Any]:
         """The label map."""
         from numcodecs import Zstd  # noqa: PLC0415
 
         content = Zstd().decode(self.content)
-        return np.frombuffer(content, dtype=self.dtype).reshape(self.shape)
+        return np.frombuffer(content, dtype=self.dtype).reshape(self.shape, order=self.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,9 @@ def changes(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> dict[int, Chan
     was = label_counts(before.astype(wide, copy=False))
     now = label_counts(after.astype(wide, copy=False))
     same = np.zeros_like(was)
-    for first, second in zip(before, after, strict=True):  # a slice at a time: no second volume
+    slowest = int(np.argmax(np.abs(before.strides)))
+    planes = (np.moveaxis(labels, slowest, 0) for labels in (before, after))
+    for first, second in zip(*planes, strict=True):  # a slice at a time: no second volume
         same += label_counts(second[first == second].astype(wide, copy=False))
     return {
         int(value): Change(int(was[value]), int(now[value]), int(same[value]))

@@ -11,10 +11,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medseg.errors import FormatError
 from medseg.io.dicom_files import is_study_file
-from medseg.io.reading import read_image
-from medseg.io.scan import Scan
+from medseg.io.label_like import looks_like_labels
+from medseg.io.reading import read_image_or_labels
 from medseg_napari._badge import show_badges_of_current_viewer
 from medseg_napari._layers import LayerData, image_layers, labels_layer
 
@@ -77,12 +76,9 @@ def _read(location: Path) -> list[LayerData]:
         from medseg_napari._series import open_label_file
 
         return open_label_file(location)
-    try:
-        scan = read_image(location)
-    except FormatError as error:
-        if error.code != "label-as-image":
-            raise
-        return [labels_layer(_read_as_it_is(location), name, str(location))]
+    scan = read_image_or_labels(location)
+    if any(looks_like_labels(channel) for channel in scan.volume.data_cijk):
+        return [labels_layer(scan, name, str(location))]
     return image_layers(scan, name)
 
 
@@ -111,17 +107,6 @@ def _can_ask() -> bool:
         and threading.current_thread() is threading.main_thread()
         and napari.current_viewer() is not None
     )
-
-
-def _read_as_it_is(location: Path) -> Scan:
-    """Read without asking whether it is an image or a label map."""
-    if location.name.lower().endswith((".nii", ".nii.gz")):
-        from medseg.io.nifti import read_nifti
-
-        return read_nifti(location)
-    from medseg.io.itk_formats import read_itk
-
-    return read_itk(location)
 
 
 def _layer_name(location: Path) -> str:

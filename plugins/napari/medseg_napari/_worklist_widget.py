@@ -29,6 +29,8 @@ from qtpy.QtWidgets import (
 from medseg import NOTICE
 from medseg.errors import MedsegError
 from medseg_napari._badge import show_badges
+from medseg_napari._close_guard import guard
+from medseg_napari._edit_session import correction_of, labels_were_saved
 from medseg_napari._models import find_all_models, user_models
 from medseg_napari._send import SECONDS_KEY
 from medseg_napari._worker import Listening, start_worker
@@ -77,6 +79,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._timer.timeout.connect(self._look)
         self._listening = Listening(self, self._gone)
         self._listening.to(self._viewer.layers.events.removed, self._layer_removed)
+        self.guard = guard(self._viewer)
+        self.guard.others.append(self._may_close)
         show_badges(self._viewer)
         self._refresh_buttons()
 
@@ -333,6 +337,13 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             "same?"
         )
 
+    def _may_close(self) -> bool:
+        """Whether the window may; an edit that is kept safe is asked for by the guard itself."""
+        correction = None if self._labels is None else correction_of(self._labels)
+        if correction is not None and correction.autosave is not None:
+            return True
+        return self._may_leave()
+
     def _ask(self, question: str) -> bool:
         yes, no = QMessageBox.StandardButton.Discard, QMessageBox.StandardButton.Cancel
         return bool(QMessageBox.question(self, "Work list", question, yes | no, no) == yes)
@@ -372,6 +383,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         except Exception as error:
             self._say(f"Unexpected {type(error).__name__}; please report it", trouble=True)
             return False
+        if state == "corrected" and layer is not None:
+            labels_were_saved(layer.data)
         self._show()
         self._say(_entered(case))
         if self.next_check.isChecked() and state != "open":
@@ -406,6 +419,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     def _gone(self) -> None:
         """The dock was closed."""
+        with suppress(ValueError):
+            self.guard.others.remove(self._may_close)
         if self.work is not None:
             self.work.close()
             self.work = None
