@@ -5,13 +5,13 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from medseg.errors import FormatError, MedsegError
 from medseg.io.dicom_files import MOST_RATIO, StudyFile
 from medseg.io.dicom_quiet import quiet_dicom
+from medseg.io.waiting import map_files
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -26,7 +26,6 @@ __all__ = [
     "Headers",
     "check_deflated",
     "read_headers",
-    "threads_for",
 ]
 
 IMAGE_MODALITIES = ("CT", "MR", "PT")
@@ -47,7 +46,6 @@ MOSAIC_TAGS = ((0x0019, 0x0010), (0x0019, 0x100A), (0x0029, 0x0010), (0x0029, 0x
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 # A data set without a preamble begins with group 0002 or 0008, in either byte order.
 _BARE_BEGINNINGS = (b"\x08\x00", b"\x02\x00", b"\x00\x08")
-_MOST_THREADS = 16
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _CUT_OFF = -2  # the file ends where pixels would begin
 _META_BYTES = 1024  # where the transfer syntax is found
@@ -154,18 +152,13 @@ class Headers:
     files: int
 
 
-def threads_for(tasks: int, threads: int | None = None) -> int:
-    """How many threads share so many tasks: waiting for a disk is what takes time, not counting."""
-    return max(1, min(_MOST_THREADS if threads is None else threads, tasks))
-
-
 def read_headers(files: Sequence[StudyFile], where: str, *, threads: int | None = None) -> Headers:
     """Read the headers of files and sort them by what they are; no pixel data are read.
 
     Args:
         files: Of a study; files that are no DICOM are passed over.
         where: The study, for messages.
-        threads: Files that are read at a time; None for as many as are useful.
+        threads: Most files that are read at a time; None for as many as are useful.
 
     Raises:
         ResourceError: ``input-unreadable``.
@@ -180,12 +173,7 @@ def read_headers(files: Sequence[StudyFile], where: str, *, threads: int | None 
         def read(file: StudyFile) -> Header | FormatError | None:
             return _read_header(file, where, keys)
 
-        count = threads_for(len(files) // 8, threads)
-        if count == 1:
-            found = [read(file) for file in files]
-        else:
-            with ThreadPoolExecutor(count) as pool:
-                found = list(pool.map(read, files, chunksize=8))
+        found = map_files(read, files, threads=threads)
         images: list[Header] = []
         others: Counter[str] = Counter()
         unreadable: list[MedsegError] = []

@@ -7,15 +7,15 @@ slice. Each of them by itself looks like a whole, smaller volume.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 from medseg.errors import FormatError, MedsegError
 from medseg.io.dicom_files import StudyFile, list_study
-from medseg.io.dicom_headers import Header, read_headers, threads_for
+from medseg.io.dicom_headers import Header, read_headers
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_study import Stack, Study, stacks_of
+from medseg.io.waiting import map_files
 
 __all__ = ["check_whole"]
 
@@ -40,7 +40,11 @@ def check_whole(stacks: Iterable[Stack], study: Study, beside: Mapping[str, Path
     """
     for stack in stacks:
         uid = stack.series_uid
-        holders = [(name, path) for name, path in beside.items() if uid and uid in _series(path)]
+        holders = [
+            (name, path)
+            for name, path in beside.items()
+            if uid and uid in _series(path, _changed(path))
+        ]
         if holders:
             _check_stack(stack, study, dict(holders))
 
@@ -89,15 +93,23 @@ def _split(where: str, here: int, elsewhere: list[str]) -> FormatError:
     )
 
 
+def _changed(path: Path) -> int:
+    """When a folder got or lost an entry, or a file was written to, last."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 @lru_cache(_KEPT_FOLDERS)
-def _series(path: Path) -> frozenset[str]:
+def _series(path: Path, changed: int) -> frozenset[str]:  # noqa: ARG001 - another key, once changed
     """Every SeriesInstanceUID below a path; what cannot be read has none."""
     try:
         files = list_study(path)
     except MedsegError:
         return frozenset()
-    with quiet_dicom(), ThreadPoolExecutor(threads_for(len(files) // 8)) as pool:
-        return frozenset(uid for uid in pool.map(_series_of, files) if uid)
+    with quiet_dicom():
+        return frozenset(uid for uid in map_files(_series_of, files) if uid)
 
 
 def _series_of(file: StudyFile) -> str:

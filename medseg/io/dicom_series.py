@@ -22,7 +22,6 @@ from medseg.errors import GeometryError
 from medseg.io.dicom_decoding import Decoders, decoders_for
 from medseg.io.dicom_frames import Frame, flat_header
 from medseg.io.dicom_geometry import Lattice, lattice_of
-from medseg.io.dicom_headers import threads_for
 from medseg.io.dicom_identity import empty_identity, missing_references
 from medseg.io.dicom_pixels import holds_the_lock, read_pixels, rescale_of, rescaled
 from medseg.io.dicom_quiet import quiet_dicom
@@ -31,13 +30,14 @@ from medseg.io.dicom_suv import real_world_rescales, suv_factor
 from medseg.io.notes import Note
 from medseg.io.scan import DicomSource, Scan
 from medseg.io.series_choice import chosen_stack
+from medseg.io.waiting import map_files
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["RAS_FROM_LPS", "check_stack", "read_dicom_series", "read_stack"]
 
-_FRAMES_PER_TASK = 4
+_FRAMES_PER_THREAD = 4
 _MOST_HELD_BYTES = 1 << 30
 """What the copies of one file may take that several processes read at once."""
 
@@ -60,7 +60,7 @@ def read_dicom_series(
             :func:`~medseg.io.dicom_study.read_study`, a SeriesInstanceUID, or a regular expression
             on the description. None where there is one.
         allow_gaps: Resample slices that are not evenly apart instead of refusing them.
-        threads: Files that are read at a time; None for as many as are useful.
+        threads: Most files that are read at a time; None for as many as are useful.
 
     Returns:
         One channel ``image``: int16 or int32 where rescaling keeps integers, else float32. PET is
@@ -111,7 +111,7 @@ def read_stack(stack: Stack, study: Study, *, threads: int | None = None) -> Sca
     Args:
         stack: Of the study.
         study: Where it was found.
-        threads: Files that are read at a time; None for as many as are useful.
+        threads: Most files that are read at a time; None for as many as are useful.
 
     Returns:
         As :func:`read_dicom_series`.
@@ -235,14 +235,10 @@ def _pixels_of(frames: Sequence[Frame], where: str, threads: int | None) -> list
                 found[number] = one
 
         tasks = [part for numbers in by_file.values() for part in _parts(numbers, frames, decoders)]
-        count = threads_for(max(1, len(tasks) // _FRAMES_PER_TASK), threads)
-        if decoders is not None:
-            count = max(count, decoders.count)
-        if count == 1:
-            for task in tasks:
-                read(task)
-        else:
-            with ThreadPoolExecutor(count) as pool:
+        if decoders is None:
+            map_files(read, tasks, threads=threads, least=_FRAMES_PER_THREAD)
+        else:  # a thread for each process, and some more that read what comes next
+            with ThreadPoolExecutor(2 * decoders.count) as pool:
                 list(pool.map(read, tasks))
     return found
 

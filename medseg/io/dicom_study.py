@@ -262,7 +262,7 @@ def read_study(path: Path, *, allow_gaps: bool = False, threads: int | None = No
     Args:
         path: A folder with everything below it, a zip, or a DICOMDIR.
         allow_gaps: Whether slices that are not evenly apart are to be resampled.
-        threads: Files that are read at a time; None for as many as are useful.
+        threads: Most files that are read at a time; None for as many as are useful.
 
     Raises:
         FormatError: As :func:`~medseg.io.dicom_files.list_study`, and ``no-images``.

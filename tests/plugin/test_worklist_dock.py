@@ -133,7 +133,7 @@ def test_a_saved_correction_counts_as_saved_for_the_tools_too(qtbot, viewer, doc
     controller.active = int(controller.labels[tuple(at_vox)])
     controller.tool = "eraser"
     controller.press(at_vox, 0)
-    controller.release()
+    controller.end_stroke()
     assert unsaved(viewer) == [correction]
     asked = []
     dock.guard.ask = lambda corrections: asked.append(corrections) or "cancel"
