@@ -1,4 +1,4 @@
-"""The fault campaign in small: two kills, and proof that it would notice a difference."""
+"""The fault campaign in small: one kill, and proof that it would notice a difference."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_goes_on_equals_one_left_alone(tmp_path):
-    words = ["--kills", "2", "--cases", "2", "--seed", "1", "--json", str(tmp_path / "told.json")]
+    words = ["--kills", "1", "--cases", "2", "--seed", "1", "--json", str(tmp_path / "told.json")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.faults", *words],
         check=False,
@@ -29,8 +29,7 @@ def test_a_run_that_is_killed_and_goes_on_equals_one_left_alone(tmp_path):
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
     content = json.loads((tmp_path / "told.json").read_text())
-    assert len(content["trials"]) == 2
-    assert any(trial["killed"] for trial in content["trials"])
+    assert sum(trial["killed"] for trial in content["trials"]) == 1
     assert len({row["kind"] for row in content["broken"]}) == len(BROKEN) >= 28
     assert all(row["code"] == row["expected"] for row in content["broken"])
     assert not any(str(tmp_path) in row["sentence"] for row in content["broken"])

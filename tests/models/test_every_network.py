@@ -234,7 +234,7 @@ def test_weights_survive_saving(name: str) -> None:
 
 @EVERY
 def test_prediction_compiles_as_one_graph(name: str) -> None:
-    # what autograd makes of the graph is asked for below, of all but revunet
+    # what autograd makes of the graph is asked for below, but not of revunet
     backend = "aot_eager" if name == "revunet" else "eager"
     network = build(name).eval()
     x = image(network, 2)
@@ -247,13 +247,16 @@ def test_prediction_compiles_as_one_graph(name: str) -> None:
 # the sequences of revunet invert themselves in a function that autograd alone understands
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "revunet"])
 def test_training_compiles_as_one_graph(name: str) -> None:
+    # what autograd makes of the graph takes long to trace; macmd and qtseg have no function of
+    # ours with a backward that the other two do not have
+    backend = "aot_eager" if name in ("neunet", "transdae") else "eager"
     network = build(name).train()
     plain = copy.deepcopy(network)
     x = image(network, 2)
     torch.manual_seed(3)
     loss_of(plain(x)).backward()
     torch.manual_seed(3)
-    loss_of(torch.compile(network, fullgraph=True, backend="aot_eager")(x)).backward()
+    loss_of(torch.compile(network, fullgraph=True, backend=backend)(x)).backward()
     _same_gradients(network, plain)
 
 
@@ -283,7 +286,7 @@ def test_it_exports_as_a_graph_and_onnx_runtime_gives_the_same_logits(
     with warnings.catch_warnings(), torch.no_grad():
         # the exporter warns of its own use of things that torch and onnxscript deprecate
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (x,), path, dynamo=True, verbose=False)
+        torch.onnx.export(network, (x,), path, dynamo=True, verbose=False, optimize=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
