@@ -276,7 +276,6 @@ def test_the_golden_forward_pass_is_reproduced(preset: str) -> None:
     assert found == pytest.approx(energies, rel=1e-7, abs=1e-3)  # the reference summed in float32
     with torch.inference_mode():
         heads = network.eval().heads(x)
-        assert torch.equal(network(x), heads[0])
     for head, row in zip(heads, rows, strict=True):
         middle = (0, 1, *(extent // 2 for extent in head.shape[2:]))
         values = (
