@@ -30,7 +30,8 @@ from medseg.core import LabelScheme
 from medseg.data.prepared import MemoryCase
 from medseg.models.card import Channel, InputSettings
 from medseg.training.augmentation import PRESETS, AugmentationSettings
-from medseg.training.transforms import IMAGE, LABEL, ReadCase, plain_tensors, training_transforms
+from medseg.training.batch import IMAGE, LABEL
+from medseg.training.transforms import ReadCase, plain_tensors, training_transforms
 from pipelines.tables import print_table
 
 PICTURE = Path("docs/images/augmentation.png")

@@ -86,11 +86,11 @@ def _step(content: dict[str, Any], device_name: str) -> DryStep | None:
 
     from medseg.inference.memory import PeakMeter, measured_vram  # noqa: PLC0415
     from medseg.models.table import build_volume_network  # noqa: PLC0415
+    from medseg.training.batch import IMAGE, LABEL  # noqa: PLC0415
     from medseg.training.losses import IGNORED_CLASS, LossOptions, build_loss  # noqa: PLC0415
     from medseg.training.precision import Numerics  # noqa: PLC0415
     from medseg.training.settings import parse_settings  # noqa: PLC0415
     from medseg.training.step import Stepper, build_optimizer  # noqa: PLC0415
-    from medseg.training.transforms import IMAGE, LABEL  # noqa: PLC0415
     from pipelines.training_checks import complete_settings  # noqa: PLC0415
 
     settings = complete_settings(parse_settings(content, where="plan"))

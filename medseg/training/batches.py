@@ -6,13 +6,13 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from monai.data import DataLoader
 
-__all__ = ["Batch", "StepBatches"]
+from medseg.training.batch import Batch
 
-Batch = dict[str, Any]
+__all__ = ["StepBatches"]
+
 _WAIT_S = 0.1
 
 

@@ -16,7 +16,8 @@ from monai.engines import SupervisedTrainer
 
 from medseg.errors import ConfigError, FormatError
 from medseg.events import Cancelled, Listener
-from medseg.training.batches import Batch, StepBatches
+from medseg.training.batch import Batch
+from medseg.training.batches import StepBatches
 from medseg.training.checkpoint import BestWeights, Checkpoint, save_best, save_checkpoint
 from medseg.training.logs import RunLog
 from medseg.training.schedule import Pace, poly_rate

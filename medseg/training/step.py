@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from medseg.training.batches import Batch
+from medseg.training.batch import IMAGE, LABEL, Batch
 from medseg.training.ema import AveragedWeights
 from medseg.training.precision import Numerics
 from medseg.training.ranks import Ranks
 from medseg.training.settings import TrainingSettings
-from medseg.training.transforms import IMAGE, LABEL
 
 __all__ = ["StepResult", "Stepper", "build_optimizer"]
 

@@ -38,10 +38,9 @@ from medseg.training.augmentation import (
     mirrored_classes,
     spatial_plan,
 )
+from medseg.training.batch import IMAGE, LABEL
 
 __all__ = [
-    "IMAGE",
-    "LABEL",
     "RandBlur",
     "RandBrightness",
     "RandContrast",
@@ -56,8 +55,6 @@ __all__ = [
     "validation_transforms",
 ]
 
-IMAGE = "image"
-LABEL = "label"
 _CASE = "case"
 _FORCED = "forced"
 _ACROSS = "across"

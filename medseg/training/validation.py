@@ -17,10 +17,10 @@ from torch.utils.data import Subset
 
 from medseg.events import Cancelled, Listener
 from medseg.models.card import InputSettings
+from medseg.training.batch import IMAGE, LABEL
 from medseg.training.cases import PreparedCases
 from medseg.training.losses import IGNORED_CLASS, region_masks
 from medseg.training.precision import Numerics
-from medseg.training.transforms import IMAGE, LABEL
 
 __all__ = ["Scores", "Validator", "spread"]
 

@@ -1,6 +1,8 @@
 """From a dataset's folder to a file that trains, through the command line."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +59,16 @@ def test_the_answer_and_the_file_hold_what_was_measured(folder: Path) -> None:
     assert f"{answer['measured_bytes'] / 1e9:.2f} GB, measured on cpu in fp32" in text
     facts = load_fingerprint(folder / "mine_fingerprint.json")
     assert len(facts.cases) == 4  # the two that validate have no part in it
+
+
+def test_what_a_dry_step_needs_is_there_without_monai() -> None:
+    """Its process is a new one for every window that is tried: seconds each."""
+    names = ("medseg.training.step", "medseg.training.losses", "medseg.models.table")
+    words = (
+        f"import sys, {', '.join(names)}, pipelines.training_checks; print('monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_nothing_is_overwritten_unasked(folder: Path) -> None:
