@@ -243,6 +243,17 @@ def test_painting_and_undo_in_one_view_are_seen_in_all(qtbot, viewer, ct, dock, 
     np.testing.assert_array_equal(labels.data[before == 2], 2)
     np.testing.assert_array_equal(drawn(twin), labels.data[:, :, 10])
     np.testing.assert_allclose(positions(views), labels.data_to_world((9, 14, 10)))
+    # while an edit is computed nothing is drawn, and afterwards the history is one again
+    steps = list(labels._undo_history)
+    assert steps
+    editing.hold()
+    assert not twin.editable
+    assert not labels._undo_history
+    editing.let_go()
+    assert twin.editable
+    assert list(twin._undo_history) == steps
+    assert twin._undo_history is labels._undo_history
+    assert twin._redo_history is labels._redo_history
     editing.close()
 
 
