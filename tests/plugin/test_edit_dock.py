@@ -304,6 +304,14 @@ def test_pieces_are_named_after_the_label_that_is_split(qtbot, started):
     assert "liver 2" in names, started.message.text()
 
 
+def test_a_label_of_one_piece_is_not_split_and_adds_no_step(qtbot, viewer, started):
+    started.bench.correction.controller.active = 2
+    button(started.pieces, "Split into").click()
+    assert at_rest(qtbot, started) == "split: there was nothing to change"
+    assert not viewer.layers["organs"]._undo_history
+    assert started.state_text.text().startswith("no changes")
+
+
 class Held:
     """An edit that is computed until it is let go."""
 
