@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ class LabelObject:
         kind: Which object.
         series_uids: SeriesInstanceUIDs that it refers to; identifiers, not to be printed.
         description: Series description; free text.
+        names: Of its segments or ROIs, as the file has them.
         types: Name of each segment or ROI to how it came about, where the file tells.
         algorithm: Name and version of what made them, where all that tell agree.
     """
@@ -35,6 +36,7 @@ class LabelObject:
     kind: Literal["SEG", "RTSTRUCT"]
     series_uids: tuple[str, ...]
     description: str
+    names: tuple[str, ...]
     types: Mapping[str, AlgorithmType]
     algorithm: tuple[str, str] | None
 
@@ -55,10 +57,12 @@ def read_label_object(path: Path) -> LabelObject | None:
             if class_uid in (SEG_CLASS, LABELMAP_CLASS):
                 nothing = background_of(header)
                 segments = [one for one in header.SegmentSequence if one.SegmentNumber != nothing]
-                return LabelObject(path, "SEG", *_common(header), *_of_segments(segments))
+                names = _names(segments, "SegmentLabel")
+                return LabelObject(path, "SEG", *_common(header), names, *_of_segments(segments))
             if class_uid == RTSTRUCT_CLASS:
                 rois = header.get("StructureSetROISequence") or []
-                return LabelObject(path, "RTSTRUCT", *_common(header), _of_rois(rois), None)
+                names = _names(rois, "ROIName")
+                return LabelObject(path, "RTSTRUCT", *_common(header), names, _of_rois(rois), None)
     except Exception:  # whatever a damaged file makes pydicom raise; reading it tells
         return None
     return None
@@ -66,6 +70,11 @@ def read_label_object(path: Path) -> LabelObject | None:
 
 def _common(header: Dataset) -> tuple[tuple[str, ...], str]:
     return referenced_series(header), str(header.get("SeriesDescription") or "")[:64]
+
+
+def _names(items: Iterable[Dataset], keyword: str) -> tuple[str, ...]:
+    names = (str(item.get(keyword) or "").strip() for item in items)
+    return tuple(name for name in names if name)
 
 
 def _of_segments(

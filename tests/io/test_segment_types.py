@@ -52,6 +52,7 @@ def test_each_segment_of_a_seg_says_how_it_came_about(labelled, kind):
     assert [one.get("SegmentAlgorithmName") for one in segments] == [MODEL.name, MODEL.name, None]
     found = read_label_object(path)
     assert list(found.types) == [label.name for label in SCHEME.labels]  # no background
+    assert list(found.names) == list(found.types)
     assert list(found.types.values()) == list(TYPES.values())
     assert found.algorithm == (MODEL.name, MODEL.version)
 

@@ -238,6 +238,22 @@ def test_doubt_becomes_a_layer_that_is_no_image_to_run_on(qtbot, viewer, dock, i
     assert dock._channel_boxes[0].count() == 1
 
 
+def test_the_device_that_is_chosen_stays_when_the_devices_are_known(qtbot, viewer, dock):
+    from medseg_napari._device_box import DeviceBox, device_names
+
+    tune = viewer.window.add_plugin_dock_widget("medseg", "Fine-tune")[1]
+    [names] = device_names()
+    assert names[:2] == ["auto", "cpu"]
+    for box in (dock.device_box, tune.device_box):
+        assert isinstance(box, DeviceBox)
+        box.setCurrentText("cpu")
+        box.list_devices([*names, "cuda:7"])
+        assert box.currentText() == "cpu"
+        box.setCurrentText("cuda:7")
+        box.list_devices(names)
+        assert box.currentText() == "auto"
+
+
 def test_without_an_image_the_dock_says_what_is_missing(dock):
     assert not dock.run_button.isEnabled()
     dock.run()
@@ -248,6 +264,7 @@ def test_an_oblique_image_has_a_badge_as_long_as_it_is_visible(viewer, dock, ima
     assert "oblique by" in dock.about_image.text()
     assert text_of(viewer).visible
     assert text_of(viewer).text.startswith("oblique by")
+    assert max(map(len, text_of(viewer).text.splitlines())) < 48  # readable on a narrow canvas
     image.visible = False
     assert not text_of(viewer).visible
     image.visible = True
@@ -345,5 +362,7 @@ def test_the_start_opens_a_sample_and_all_docks(monkeypatch, tmp_path, qtbot):
         titles = " ".join(viewer.window.dock_widgets)
         for title in ("Run a model", "Correct it", "Send it back"):
             assert title in titles
+        tabs = [dock.windowTitle() for dock in viewer.window._wrapped_dock_widgets.values()]
+        assert {"Run a model", "Correct it", "See it", "Send it back"} <= {*tabs}  # short, as tabs
     finally:
         viewer.close()

@@ -113,6 +113,49 @@ def test_every_edit_is_made_by_its_button_and_undone_to_the_exact_array(qtbot, v
         np.testing.assert_array_equal(layer.data, before, err_msg=title)
 
 
+def test_edits_of_whole_labels_keep_the_steps_before_them(qtbot, viewer, started):
+    dock, layer = started, viewer.layers["organs"]
+    seen = [layer.data.copy()]
+    dock.draw.size_box.setValue(4.0)
+    for title in ("Grow", "brush", "Shrink", "Keep largest"):
+        if title == "brush":
+            dock.bench.correction.controller.tool = "brush"
+            press(dock, (1, 15, 3))
+        else:
+            button(dock.pieces if "Keep" in title else dock.surface, title).click()
+            at_rest(qtbot, dock)
+        assert not np.array_equal(layer.data, seen[-1]), title
+        seen.append(layer.data.copy())
+    for then in seen[-2::-1]:
+        dock.undo_button.click()
+        np.testing.assert_array_equal(layer.data, then)
+    for then in seen[1:]:
+        layer.redo()
+        np.testing.assert_array_equal(layer.data, then)
+
+
+def test_nothing_is_undone_while_an_edit_is_computed(qtbot, viewer, started):
+    dock, layer = started, viewer.layers["organs"]
+    button(dock.surface, "Grow").click()
+    at_rest(qtbot, dock)
+    grown, steps = layer.data.copy(), list(layer._undo_history)
+    go_on = threading.Event()
+
+    def wait(labels):
+        go_on.wait(WAIT_MS / 1000)
+        return Change()
+
+    dock.bench.run("slow", wait)
+    layer.undo()
+    np.testing.assert_array_equal(layer.data, grown)
+    dock.stop_button.click()
+    assert list(layer._undo_history) == steps
+    go_on.set()
+    at_rest(qtbot, dock)
+    layer.undo()
+    np.testing.assert_array_equal(layer.data, blobs())
+
+
 def test_tools_of_the_mouse_are_chosen_by_buttons_and_undone(qtbot, viewer, started):
     dock, layer = started, viewer.layers["organs"]
     controller, before = dock.bench.correction.controller, layer.data.copy()
@@ -259,6 +302,14 @@ def test_pieces_are_named_after_the_label_that_is_split(qtbot, started):
     at_rest(qtbot, started)
     names = [label.name for label in started.bench.correction.controller.scheme.labels]
     assert "liver 2" in names, started.message.text()
+
+
+def test_a_label_of_one_piece_is_not_split_and_adds_no_step(qtbot, viewer, started):
+    started.bench.correction.controller.active = 2
+    button(started.pieces, "Split into").click()
+    assert at_rest(qtbot, started) == "split: there was nothing to change"
+    assert not viewer.layers["organs"]._undo_history
+    assert started.state_text.text().startswith("no changes")
 
 
 class Held:

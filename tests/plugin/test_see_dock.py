@@ -14,6 +14,7 @@ from medseg.metrics.case import measure_case
 from medseg.metrics.overlap import dice_by_label
 from medseg.metrics.settings import EvaluationSettings
 from medseg.metrics.structures import label_structures
+from medseg_napari._four_views import camera_of
 from medseg_napari._layers import doubt_layer, image_layers, layer_of_labels
 from medseg_napari._origin import METADATA_KEY, LayerOrigin
 from medseg_napari._provenance import Beginning
@@ -33,9 +34,8 @@ def made_labels(shift=0):
     return data
 
 
-@pytest.fixture
-def ct(viewer):
-    """A CT in HU, opened as the reader does."""
+def made_ct():
+    """A CT in HU, as the reader gives it."""
     from pathlib import Path
 
     from medseg.core import Volume
@@ -44,7 +44,14 @@ def ct(viewer):
     hu = np.random.default_rng(0).integers(-1024, 1500, (1, *SHAPE[::-1])).astype(np.int16)
     hu[0, 0, 0, 0] = -1024
     scan = Scan(Volume(hu, GRID), ItkSource(Path("made")))
-    [(data, settings, _)] = image_layers(scan, "CT")
+    [layer] = image_layers(scan, "CT")
+    return layer
+
+
+@pytest.fixture
+def ct(viewer):
+    """A CT in HU, opened as the reader does."""
+    data, settings, _ = made_ct()
     return viewer.add_image(data, **settings)
 
 
@@ -181,6 +188,33 @@ def test_the_cursor_is_common_to_all_views_however_it_is_moved(qtbot, viewer, ct
     assert dock.views is None
 
 
+def test_the_one_canvas_has_the_letters_of_the_patients_sides_too(qtbot, viewer, dock):
+    viewer.add_image(np.zeros((4, 5, 6)))
+    assert dock.letters.shown == ()  # nobody knows its sides
+    viewer.layers.clear()
+    scan_data, settings, _ = made_ct()
+    viewer.add_image(scan_data, **settings)
+    assert dock.letters.shown == ("A", "P", "R", "L")
+    press(viewer, "F6")
+    assert dock.letters.shown == ("H", "F", "R", "L")
+    press(viewer, "F7")
+    assert dock.letters.shown == ("H", "F", "A", "P")
+    viewer.dims.order = (0, 2, 1)
+    assert dock.letters.shown == ("R", "L", "A", "P")
+    viewer.dims.ndisplay = 3
+    assert dock.letters.shown == ()
+    viewer.dims.ndisplay = 2
+    before = dock.letters.shown
+    camera_of(viewer).orientation2d = ("up", "right")  # letters would be wrong
+    assert dock.letters.shown == ()
+    camera_of(viewer).orientation2d = ("down", "right")
+    dock.toggle_views()
+    assert dock.letters.shown == ()
+    assert dock.views.panes["axial"].letters.shown == ("A", "P", "R", "L")
+    dock.toggle_views()
+    assert dock.letters.shown == before
+
+
 def test_painting_and_undo_in_one_view_are_seen_in_all(qtbot, viewer, ct, dock, add_labels):
     from medseg_napari.editing.binding import start_editing
 
@@ -243,6 +277,17 @@ def test_painting_and_undo_in_one_view_are_seen_in_all(qtbot, viewer, ct, dock, 
     np.testing.assert_array_equal(labels.data[before == 2], 2)
     np.testing.assert_array_equal(drawn(twin), labels.data[:, :, 10])
     np.testing.assert_allclose(positions(views), labels.data_to_world((9, 14, 10)))
+    # while an edit is computed nothing is drawn, and afterwards the history is one again
+    steps = list(labels._undo_history)
+    assert steps
+    editing.hold()
+    assert not twin.editable
+    assert not labels._undo_history
+    editing.let_go()
+    assert twin.editable
+    assert list(twin._undo_history) == steps
+    assert twin._undo_history is labels._undo_history
+    assert twin._redo_history is labels._redo_history
     editing.close()
 
 

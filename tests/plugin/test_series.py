@@ -106,11 +106,32 @@ def test_a_zip_without_dicom_is_left_to_others(tmp_path):
         assert get_reader(str(tmp_path / name)) is None
 
 
+def test_structures_are_named_where_the_file_does_not_say_how_they_came_about(study):
+    write_objects(study / "s1", study)
+    (study / "seg.dcm").unlink()
+    header = pydicom.dcmread(study / "rt.dcm")
+    for number, roi in enumerate(header.StructureSetROISequence):
+        roi.ROIGenerationAlgorithm = ""
+        roi.ROIName = f"roi {number}"
+    header.StructureSetROISequence.extend(
+        pydicom.Dataset() for _ in range(7 - len(header.StructureSetROISequence))
+    )
+    for roi in header.StructureSetROISequence:
+        roi.ROIName = roi.get("ROIName", "more")
+    header.save_as(study / "rt.dcm")
+    [entry] = look_into(study).labels
+    assert "roi 0, roi 1" in entry.details
+    assert entry.details.endswith(", 1 more")
+
+
 def test_segmentations_of_a_folder_are_listed_with_their_series(study):
     labels = write_objects(study / "s1", study)
     contents = look_into(study)
     assert [entry.title for entry in contents.labels] == ["RTSTRUCT rt.dcm", "SEG seg.dcm"]
     assert all(entry.on is contents.series[0] for entry in contents.labels)
+    on = f"on {contents.series[0].title}: "
+    for entry in contents.labels:
+        assert entry.details == on + ", ".join(one.name for one in labels.scheme.labels)
     layers = open_entries(contents.labels[1:], contents, "study")
     assert [kind for *_, kind in layers] == ["image", "labels"]
     data, settings, _ = layers[1]

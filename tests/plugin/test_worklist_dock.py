@@ -64,6 +64,7 @@ def test_cases_are_listed_opened_judged_corrected_and_opened_again(qtbot, viewer
     from qtpy.QtCore import Qt
 
     assert not dock.accept_button.isEnabled()
+    assert "Open the output folder" in dock.message.text()
     assert dock.open_folder(out)
     order = [case.row.name for case in dock.work.by_doubt()]
     assert shown(dock) == [*order, "broken"]  # the most doubtful first

@@ -47,7 +47,7 @@ class Bench(QObject):  # type: ignore[misc] # Qt is untyped here
         self._working_on: Correction | None = None
         self._outcome: Planned | str | None = None
         self._then: Callable[[Change], None] | None = None
-        self._before: tuple[Tool, bool] = ("none", True)
+        self._before: Tool = "none"
         self._awaiting: Callable[[tuple[int, ...]], bool] | None = None
         self._before_point: Tool = "none"
 
@@ -180,10 +180,10 @@ class Bench(QObject):  # type: ignore[misc] # Qt is untyped here
         controller = correction.controller
         controller.end_stroke()
         self._working_on, self._then, self._outcome = correction, then, None
-        self._before = (controller.tool, correction.layer.editable)
+        self._before = controller.tool
         self._busy = name
         controller.tool = "none"
-        correction.layer.editable = False
+        correction.editing.hold()
         self.busy_changed.emit()
 
         def steps() -> Iterator[Planned | str]:
@@ -251,9 +251,8 @@ class Bench(QObject):  # type: ignore[misc] # Qt is untyped here
         """Let the layer be drawn on again."""
         correction = self._working_on
         if correction is not None and correction.is_open:
-            tool, editable = self._before
-            correction.layer.editable = editable
-            correction.controller.tool = tool
+            correction.editing.let_go()
+            correction.controller.tool = self._before
 
 
 def in_words(name: str, change: Change, voxel_ml: float) -> str:

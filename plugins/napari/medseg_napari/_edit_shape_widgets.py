@@ -109,6 +109,8 @@ class PiecesSection(Section):
             def edit(labels: LabelArray) -> Change:
                 change = islands.split(labels, value, new, rules=rules)
                 made = [after for _, after in change.moved]
+                if not made:
+                    return change
                 return change.with_schemes(scheme, with_pieces(scheme, value, made))
 
             self.bench.run("split", edit)

@@ -49,6 +49,7 @@ __all__ = ["EditDock"]
 
 _LEAST_WIDTH = 400  # as the other docks
 _BRUSH_STEP = 1.25
+_TO_BEGIN = "Choose labels above and press Correct to begin"
 
 
 class EditDock(QWidget):  # type: ignore[misc] # Qt is untyped here
@@ -103,7 +104,7 @@ class EditDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.bar = QProgressBar()
         self.bar.setRange(0, 0)
         self.stop_button = button("Stop", self.bench.drop, "Leave the labels as they are")
-        self.message = text()
+        self.message = text(_TO_BEGIN)
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -258,7 +259,10 @@ class EditDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             self.state_text.setText("")
             return
         worked = time_in_words(correction.controller.effort.seconds)
-        saved = "not saved" if correction.controller.modified else "saved"
+        controller = correction.controller
+        saved = "saved" if controller.was_saved else "no changes"
+        if controller.modified:
+            saved = "not saved"
         self.state_text.setText(f"{saved}; {worked} of work")
 
     def _busy_changed(self) -> None:

@@ -30,6 +30,7 @@ from qtpy.QtWidgets import (
 
 from medseg import NOTICE
 from medseg.errors import MedsegError
+from medseg_napari._device_box import DeviceBox
 from medseg_napari._finetune import (
     FineTuneController,
     FineTuneRequest,
@@ -110,8 +111,7 @@ class FineTuneDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.minutes_box.setDecimals(1)
         self.minutes_box.setValue(_MINUTES)
         self.minutes_box.setToolTip("Training takes this long; reading and comparing come on top")
-        self.device_box = QComboBox()
-        self.device_box.addItems(["auto", "cpu"])
+        self.device_box = DeviceBox()
         cores = usable_cores()
         self.threads_box = QSpinBox()
         self.threads_box.setRange(1, cores)

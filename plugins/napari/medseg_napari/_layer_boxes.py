@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from medseg_napari._models import FoundModel
 
-__all__ = ["fill", "index_of", "is_ours", "likely", "narrow_box"]
+__all__ = ["fill", "index_of", "is_ours", "likely", "make_narrow", "narrow_box"]
 
 _LETTERS = 12
 
@@ -26,9 +26,14 @@ def narrow_box() -> QComboBox:
     from qtpy.QtWidgets import QComboBox
 
     box = QComboBox()
-    box.setSizeAdjustPolicy(QComboBox.AdjustToMinimumContentsLengthWithIcon)
-    box.setMinimumContentsLength(_LETTERS)
+    make_narrow(box)
     return box
+
+
+def make_narrow(box: QComboBox) -> None:
+    """Keep a long entry from making a box wider than its dock."""
+    box.setSizeAdjustPolicy(box.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(_LETTERS)
 
 
 def is_ours(layer: Layer | None) -> bool:

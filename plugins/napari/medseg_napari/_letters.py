@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medseg_napari._origin import origin_of
+from medseg_napari._worker import Listening
 
-__all__ = ["Letters", "has_sides", "sides_of"]
+__all__ = ["Letters", "WindowLetters", "has_sides", "sides_of"]
 
 _SIDES = {0: ("H", "F"), 1: ("A", "P"), 2: ("R", "L")}
 """Where the axes I, P, L begin and end, in DICOM's letters (PS3.3 C.7.6.1.1.1)."""
@@ -81,3 +82,51 @@ class Letters:
         """Take them off the canvas."""
         self._resized.disconnect(self._place)
         self._text.parent = None
+
+
+class WindowLetters:
+    """The letters on the window's own canvas, kept up to date with what it shows.
+
+    Args:
+        viewer: The viewer.
+        camera: Its camera.
+        listening: Of the dock that they are there with.
+    """
+
+    def __init__(self, viewer: Any, camera: Any, listening: Listening) -> None:  # noqa: ANN401
+        self._viewer = viewer
+        self._camera = camera
+        self._are_wanted = True
+        self._letters = Letters(viewer.window._qt_viewer.canvas)
+        dims, layers = viewer.dims.events, viewer.layers.events
+        for event in (dims.order, dims.ndisplay, dims.ndim, layers.inserted, layers.removed):
+            listening.to(event, self._refresh)
+        if hasattr(camera.events, "orientation"):
+            listening.to(camera.events.orientation, self._refresh)
+        self._refresh()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What can be read: top, bottom, left and right."""
+        return self._letters.shown
+
+    def want(self, wanted: bool) -> None:
+        """Write them, or leave the canvas to somebody else's letters."""
+        self._are_wanted = wanted
+        self._refresh()
+
+    def _refresh(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - napari's
+        viewer = self._viewer
+        ours = viewer.dims.ndim == len(_SIDES) and has_sides(viewer.layers)
+        visible = self._are_wanted and ours and _is_upright(self._camera)
+        self._letters.show(viewer.dims.displayed, visible=visible)
+
+    def close(self) -> None:
+        """Take them off the canvas."""
+        self._letters.close()
+
+
+def _is_upright(camera: Any) -> bool:  # noqa: ANN401 - napari's
+    """Whether axes run down and to the right, as napari has them unless told otherwise."""
+    directions = getattr(camera, "orientation2d", ("down", "right"))
+    return [str(getattr(one, "value", one)) for one in directions] == ["down", "right"]

@@ -18,7 +18,8 @@ from qtpy.QtWidgets import (
 )
 
 from medseg import NOTICE
-from medseg_napari._four_views import ORDERS, FourViews, show_plane
+from medseg_napari._four_views import ORDERS, FourViews, camera_of, show_plane
+from medseg_napari._letters import WindowLetters
 from medseg_napari._see_brightness import BrightnessSection, OverlaySection
 from medseg_napari._see_compare import CompareSection
 from medseg_napari._see_doubt import DoubtSection
@@ -51,6 +52,7 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._bound: list[tuple[str, Callable[[Any], None]]] = []
         self._bind_keys()
         self._listening = Listening(self, self._gone)
+        self.letters = WindowLetters(self._viewer, camera_of(self._viewer), self._listening)
 
     def _build(self) -> None:
         planes = QHBoxLayout()
@@ -134,6 +136,7 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
     def toggle_views(self) -> None:
         """Four linked views, or the one canvas."""
         if self.views is None:
+            self.letters.want(False)  # each of the four has its own
             self.views = FourViews(self._viewer, self._calls(), lambda: self.compare.layer)
             for model in self.views.models:
                 self.brightness.mouse.attach(model)
@@ -142,6 +145,7 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
                 self.brightness.mouse.detach(model)
             self.views.close()
             self.views = None
+            self.letters.want(True)
         self.views_button.setChecked(self.views is not None)
 
     # ---- brightness and labels
@@ -186,6 +190,7 @@ class SeeDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         """The dock was closed: the window is as it was."""
         with suppress(RuntimeError, ValueError):
             self._unbind_keys()
+            self.letters.close()
             if self.views is not None:
                 self.views.close()
                 self.views = None

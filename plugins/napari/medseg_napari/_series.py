@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _MOST_FILES_NEARBY = 20_000
+_MOST_NAMES = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,10 +79,11 @@ class LabelEntry:
     @property
     def details(self) -> str:
         """What it was drawn on, and the names in it."""
-        names = ", ".join(list(self.found.types)[:6])
-        if self.on is None:
-            return f"drawn on a series that is not here; {names}"
-        return f"on {self.on.title}; {names}"
+        names = list(self.found.names[:_MOST_NAMES])
+        if len(self.found.names) > _MOST_NAMES:
+            names.append(f"{len(self.found.names) - _MOST_NAMES} more")
+        where = "drawn on a series that is not here" if self.on is None else f"on {self.on.title}"
+        return f"{where}: {', '.join(names)}" if names else where
 
     @property
     def is_readable(self) -> bool:

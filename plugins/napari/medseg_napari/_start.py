@@ -66,6 +66,7 @@ def open_viewer(
     first = None
     for title in DOCKS:
         dock, widgets[title] = viewer.window.add_plugin_dock_widget("medseg", title, tabify=True)
+        dock.setWindowTitle(title)  # as short as its tab is
         first = first or dock
         if batches and title == _WORK_LIST:
             first = dock

@@ -54,6 +54,7 @@ class Twin:
         self._edits: LabelEdits | None = None
         if labels:
             self._share_history()
+            self._listen(self.main.events.editable, self._on_editable)
             for name in _TOOLS:
                 setattr(self.layer, name, self._grouped(getattr(self.layer, name)))
             self._edits = LabelEdits(self.main, self._on_edit)
@@ -113,6 +114,10 @@ class Twin:
         self.layer._undo_history = self.main._undo_history
         self.layer._redo_history = self.main._redo_history
         self.layer.undo, self.layer.redo = self._undo, self._redo
+
+    def _on_editable(self, event: Any = None) -> None:  # noqa: ANN401, ARG002 - napari's
+        if self.main.editable:  # napari empties the history of a layer that is not
+            self._share_history()
 
     def _undo(self) -> None:
         self.main.undo()  # looked up when called: an editor may have put its own on the layer

@@ -42,6 +42,7 @@ from medseg_napari._controller import (
     Task,
     Update,
 )
+from medseg_napari._device_box import DeviceBox
 from medseg_napari._layer_boxes import fill, index_of, is_ours, likely, narrow_box
 from medseg_napari._layers import doubt_layer, label_colours
 from medseg_napari._models import (
@@ -107,7 +108,6 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._listening.to(model_events.added, self._model_added)
         QApplication.instance().aboutToQuit.connect(self.stop)
         self.look_for_models(user_models())
-        start_worker(_device_names, yielded=self._devices_found)
 
     # ---- what the user sees
 
@@ -120,8 +120,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.about_model = _text()
         self.about_image = _text()
         self._channel_form = QFormLayout()
-        self.device_box = narrow_box()
-        self.device_box.addItems(["auto", "cpu"])
+        self.device_box = DeviceBox()
         self.region_box = narrow_box()
         self.region_box.setToolTip(
             "The part to look at: rectangles of a shapes layer.\n"
@@ -237,14 +236,6 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             self._channel_boxes.append(box)
             self._channel_form.addRow("image" if len(channels) == 1 else channel, box)
         self._layers_changed()
-
-    def _devices_found(self, names: list[str]) -> None:
-        chosen = self.device_box.currentText()
-        self.device_box.blockSignals(True)
-        self.device_box.clear()
-        self.device_box.addItems(names)
-        self.device_box.setCurrentIndex(max(0, self.device_box.findText(chosen)))
-        self.device_box.blockSignals(False)
 
     # ---- layers
 
@@ -507,11 +498,3 @@ def _text() -> QLabel:
 
 def _corners_mm(shapes: Shapes, points: Any) -> Any:  # noqa: ANN401 - arrays
     return np.array([shapes.data_to_world(point) for point in points])
-
-
-def _device_names() -> Iterator[list[str]]:
-    import torch  # noqa: PLC0415 - takes seconds, hence in a worker
-
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    yield ["auto", "cpu", *gpus, *mps]

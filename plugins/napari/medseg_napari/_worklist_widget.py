@@ -50,6 +50,7 @@ __all__ = ["WorkListDock"]
 _LOOK_EVERY_MS = 2000
 _PAUSE = 20
 _LEAST_WIDTH = 400
+_TO_BEGIN = "Open the output folder of a batch run to begin"
 _NO_DOUBT = "The doubt of these cases is not known: `medseg predict --uncertainty` measures it. "
 
 
@@ -129,6 +130,7 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             button.clicked.connect(lambda _=False, state=state: self.judge(state))
         self.next_check = QCheckBox("then open the next doubtful case")
         self.message = _text()
+        self.message.setText(_TO_BEGIN)
         self._arrange()
 
     def _verdicts(self) -> tuple[tuple[QPushButton, ReviewState], ...]:

@@ -141,6 +141,7 @@ class LayerEditing:
         self._native = NapariLabels(self.layer)
         self._array = self.layer.data
         self._setting = False
+        self._held: tuple[Any, Any] | None = None
         self._take_in_history()
         self.layer.undo, self.layer.redo = controller.undo, controller.redo
         for name in _TOOLS:
@@ -157,6 +158,7 @@ class LayerEditing:
 
     def close(self) -> None:
         """Give the layer back as it was, with its history; the autosave stays if not saved."""
+        self.let_go()
         self.controller.end_stroke()
         self.controller.tool = "none"
         self.controller.chosen.disconnect(self._on_chosen)
@@ -190,6 +192,22 @@ class LayerEditing:
             self.controller.effort.restore(content.effort)
         if self.autosave is not None and self.autosave.flush():
             autosaved.discard()
+
+    def hold(self) -> None:
+        """Let nothing be drawn or undone until :meth:`let_go`; the history is kept.
+
+        napari empties the history of a layer that is not editable.
+        """
+        if self._held is None:
+            self._held = (self.layer._undo_history, self.layer._redo_history)
+            self.layer.editable = False
+
+    def let_go(self) -> None:
+        """Let the layer be drawn on again, with the history it had."""
+        if self._held is not None:
+            self.layer._undo_history, self.layer._redo_history = self._held
+            self._held = None
+            self.layer.editable = True
 
     # ---- the mouse
 

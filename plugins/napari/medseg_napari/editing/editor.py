@@ -336,6 +336,11 @@ class LayerEditor(Choices):
         """Whether there are edits that were not saved."""
         return self._states[-1] != self._saved_state or bool(self._stroke)
 
+    @property
+    def was_saved(self) -> bool:
+        """Whether edits of this session were saved at some time."""
+        return self._saved_state != 0
+
     def saved(self) -> None:
         """The labels were saved as they are."""
         self.end_stroke()
