@@ -493,7 +493,9 @@ def test_patient_data_stays_out_of_messages_and_reports(model, tmp_path):
     assert pydicom.dcmread(next(out.glob("*_dseg.dcm"))).PatientID == "PLANTED-ID"
 
 
-def test_a_series_without_identifiers_gives_the_nifti_result_and_is_marked_as_incomplete(model, tmp_path):
+def test_a_series_without_identifiers_gives_the_nifti_result_and_is_marked_as_incomplete(
+    model, tmp_path
+):
     volume = Volume(voxels()[None], Grid((20, 22, 18), np.diag([-1.0, -1.0, 2.0, 1.0])))
     series = tmp_path / "series"
     write_dicom_series(volume, series, modality="CT")
