@@ -30,6 +30,7 @@ from medseg.io.dicom_seg import read_seg
 from medseg.io.probabilities import read_probabilities
 from medseg.io.reading import read_image, read_labels
 from medseg.io.rtstruct import read_rtstruct
+from medseg.io.segment_names import LabelReading
 from medseg.models.card import (
     Channel,
     InputSettings,
@@ -221,7 +222,7 @@ def test_contours_are_written_where_they_are_wished_for(model, tmp_path):
     series, other = by_case["series_dseg.nii.gz"], by_case["case_dseg.nii.gz"]
     nifti = read_labels(Path(series["files"]["nifti"]), SCHEME)
     contours, _ = read_rtstruct(
-        Path(series["files"]["rtstruct"]), SCHEME, nifti.grid, allow_gaps=True
+        Path(series["files"]["rtstruct"]), SCHEME, nifti.grid, LabelReading(allow_gaps=True)
     )
     assert nifti.data_ijk.any()
     np.testing.assert_array_equal(contours.data_ijk, nifti.data_ijk)
