@@ -171,6 +171,7 @@ def round_trip(truth: Truth, folder: Path, rng: np.random.Generator) -> Errors:
     from medseg.io.dicom_series import read_dicom_series  # noqa: PLC0415
     from medseg.io.rtstruct import write_rtstruct  # noqa: PLC0415
     from medseg.io.rtstruct_labels import read_rtstruct  # noqa: PLC0415
+    from medseg.io.segment_names import LabelReading  # noqa: PLC0415
 
     write_series(truth, folder / "series", rng)
     wanted = labels_for(truth, rng)
@@ -181,7 +182,9 @@ def round_trip(truth: Truth, folder: Path, rng: np.random.Generator) -> Errors:
     write_seg(labels, folder / "seg.dcm", source, algorithm=made)
     write_rtstruct(labels, folder / "rt.dcm", source, algorithm=made)
     seg = read_seg(folder / "seg.dcm", SCHEME, scan.volume.grid)
-    contours, _ = read_rtstruct(folder / "rt.dcm", SCHEME, scan.volume.grid, allow_gaps=True)
+    contours, _ = read_rtstruct(
+        folder / "rt.dcm", SCHEME, scan.volume.grid, LabelReading(allow_gaps=True)
+    )
     return Errors(
         seg=max(_apart_mm(truth, wanted, value, _places_of(seg, value)) for value in (1, 2)),
         rtstruct=max(

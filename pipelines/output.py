@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medseg.atomic import write_bytes
 from medseg.errors import ResourceError
+from medseg.io.checks import relocated
 
 __all__ = ["prepare_output"]
 
@@ -28,5 +29,8 @@ def prepare_output(folder: Path) -> None:
             code="output-unwritable",
         ) from error
     probe = folder / f".{secrets.token_hex(8)}.tmp"
-    write_bytes(probe, b"")
+    try:
+        write_bytes(probe, b"")
+    except ResourceError as error:
+        raise relocated(error, str(folder)) from error
     probe.unlink(missing_ok=True)

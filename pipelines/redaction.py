@@ -27,12 +27,15 @@ def message_of(text: str, name: str, channels: Mapping[str, Path], *, log_paths:
 
     >>> message_of("in/1.nii: expected x, found y; z", "1", {"": Path("in/1.nii")}, log_paths=False)
     'expected x, found y; z'
+    >>> message_of("1_dseg.dcm: expected x, found y; z", "1", {}, log_paths=False)
+    'dseg.dcm: expected x, found y; z'
     """
     if not log_paths:
         text = without_paths(text, name, channels)
     for before in (f"{name}: ", f"{name}, "):
         text = text.removeprefix(before)
-    return text
+    # one of its results
+    return re.sub(rf"^{re.escape(name)}_(?=[\w.-]+: expected )", "", text)
 
 
 def without_paths(text: str, name: str, channels: Mapping[str, Path]) -> str:

@@ -177,8 +177,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
             refused[kind] = why
 
     source = scan.source
-    can_refer = isinstance(source, DicomSource) and _seg_can_refer(source)
-    if isinstance(source, DicomSource) and can_refer:
+    if isinstance(source, DicomSource):
         fractional = wishes.seg_type == "fractional"
         probabilities = files["probabilities"] if fractional else None
         write_object(
@@ -195,7 +194,7 @@ def write_results(  # noqa: PLR0915 - one file after the other
         )
     written_at = time.perf_counter()
     seconds["write_and_verify"] = written_at - clock - seconds.get("masks", 0.0)
-    if wishes.rtstruct and isinstance(source, DicomSource) and can_refer:
+    if wishes.rtstruct and isinstance(source, DicomSource):
         write_object(
             "rtstruct",
             "RT structure set",
@@ -356,18 +355,9 @@ def missing_notes(scan: Scan, wishes: Wishes) -> tuple[str, ...]:
     wanted = ["no RT structure set"] if wishes.rtstruct else []
     if wishes.seg_type != "binary":
         wanted.append(f"no DICOM SEG of type {wishes.seg_type}")
-    if not isinstance(scan.source, DicomSource):
-        return tuple(f"{one}: the image is no DICOM series" for one in wanted)
-    if _seg_can_refer(scan.source):
-        return ()
-    return tuple(f"{one}: none can refer to this series" for one in wanted)
-
-
-def _seg_can_refer(source: DicomSource) -> bool:
-    """Whether the series has what a DICOM SEG must repeat; reading it notes what it lacks."""
-    from medseg.io.dicom_identity import missing_references  # noqa: PLC0415 - pulls in pydicom
-
-    return not missing_references(source.datasets)
+    if isinstance(scan.source, DicomSource):
+        return ()  # what cannot be written is refused
+    return tuple(f"{one}: the image is no DICOM series" for one in wanted)
 
 
 def _write_preview(scan: Scan, labels: LabelMap, path: Path, predictor: Predictor) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "MOST_MEMBER_BYTES",
     "MOST_RATIO",
     "StudyFile",
+    "files_below",
     "is_dicomdir",
     "is_study_file",
     "list_study",
@@ -43,6 +44,7 @@ MOST_RATIO = 200
 
 _SMALL_BYTES = 1 << 20  # empty slices may well shrink to nothing
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _UNDEFINED = 0xFFFFFFFF
@@ -85,6 +87,13 @@ class StudyFile:
     def name(self) -> str:
         """How messages name it."""
         return f"file {self.place + 1} in name order"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of its folders and its own name; those within the zip if it lies in one."""
+        if self.member is not None:
+            return PurePosixPath(self.member.filename.replace("\\", "/")).parts
+        return self.path.parts
 
     @property
     def size(self) -> int:
@@ -156,6 +165,43 @@ def is_dicomdir(path: Path) -> bool:
     return path.name.upper() == "DICOMDIR"
 
 
+def files_below(folder: Path, *, strict: bool = True) -> Iterator[Path]:
+    """Every file below a folder that may belong to an image, in no order.
+
+    Links are followed, those to folders too; one that leads in a circle, or to what is below the
+    folder anyway, is not. A link that leads nowhere is among the files: something is missing there.
+    Hidden files and folders, and the clutter of operating systems, are passed over.
+
+    Args:
+        folder: Where to look.
+        strict: Whether a folder that cannot be looked into is an error.
+
+    Raises:
+        OSError: If strict, and there is such a folder.
+    """
+
+    def refuse(error: OSError) -> None:
+        if strict:
+            raise error
+
+    root = folder.resolve()
+    seen = {root}
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [one for one in folders if not one.startswith(".")]
+        for one in tuple(folders):
+            real = Path(here, one).resolve()
+            again = real.is_relative_to(root) or root.is_relative_to(real)
+            if real in seen or (again and Path(here, one).is_symlink()):
+                folders.remove(one)
+            seen.add(real)
+        for name in names:
+            path = Path(here, name)
+            if name.startswith(".") or name.lower() in _CLUTTER:
+                continue
+            if path.is_file() or (path.is_symlink() and not path.exists()):
+                yield path
+
+
 def list_study(path: Path) -> tuple[StudyFile, ...]:
     """The files of a study in the order of names.
 
@@ -173,7 +219,7 @@ def list_study(path: Path) -> tuple[StudyFile, ...]:
     where = str(path)
     try:
         if path.is_dir():
-            paths = sorted(file for file in path.rglob("*") if file.is_file())
+            paths = sorted(files_below(path))
             _check_whole_disc(path, where)
             return tuple(StudyFile(file, place) for place, file in enumerate(paths))
         if path.is_file():

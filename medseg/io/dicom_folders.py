@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg.io.dicom_files import StudyFile, is_dicomdir, list_study
+from medseg.io.dicom_files import StudyFile, files_below, is_dicomdir, list_study
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_seg_reading import LABELMAP_CLASS, SEG_CLASS
 
@@ -83,7 +83,8 @@ def read_objects(folder: Path) -> tuple[DicomObject, ...]:
     Files that are no DICOM, and objects of other kinds, are passed over.
     """
     with quiet_dicom():
-        found = (_read_object(path) for path in sorted(folder.rglob("*")) if path.is_file())
+        files = sorted(files_below(folder, strict=False))
+        found = (_read_object(path) for path in files if path.is_file())
         return tuple(one for one in found if one is not None)
 
 
@@ -185,6 +186,6 @@ def _direct_files(folder: Path) -> Iterator[StudyFile]:
 
 
 def _first_files(root: Path, count: int) -> Iterator[Path]:
-    files = (path for path in root.rglob("*") if path.is_file())
+    files = (path for path in files_below(root, strict=False) if path.is_file())
     for _, path in zip(range(count), files, strict=False):
         yield path

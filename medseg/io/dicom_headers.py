@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from medseg.errors import FormatError, MedsegError
@@ -50,6 +51,8 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _CUT_OFF = -2  # the file ends where pixels would begin
 _META_BYTES = 1024  # where the transfer syntax is found
 _PART_BYTES = 1 << 20
+_PREAMBLE_BYTES = 132  # with the letters DICM
+_DICOM_ENDINGS = frozenset({".dcm", ".dicom", ".ima"})
 _SMALL_BYTES = 64 << 20
 # What is looked at to tell what a file is; an element is decoded, and may fail, only then.
 _LOOKED_AT = (
@@ -142,7 +145,8 @@ class Headers:
     Args:
         images: Headers of images in the order of names.
         others: Kind of DICOM object without an image to how many there are.
-        unreadable: Errors of files that say they are DICOM but cannot be read.
+        unreadable: Errors of files that say they are DICOM but cannot be read, and of files
+            without content that are called like the images beside them.
         files: How many files there are in all.
     """
 
@@ -170,31 +174,61 @@ def read_headers(files: Sequence[StudyFile], where: str, *, threads: int | None 
         # made once: pydicom would look up a hundred keywords for every file
         keys = [Tag(key) for key in (*_KEYWORDS, *_PRIVATE)]
 
-        def read(file: StudyFile) -> Header | FormatError | None:
+        def read(file: StudyFile) -> Header | FormatError | _Hollow | None:
             return _read_header(file, where, keys)
 
         found = map_files(read, files, threads=threads)
         images: list[Header] = []
         others: Counter[str] = Counter()
         unreadable: list[MedsegError] = []
+        hollow: list[_Hollow] = []
         for one in found:
             if isinstance(one, FormatError):
                 unreadable.append(one)
+            elif isinstance(one, _Hollow):
+                hollow.append(one)
             elif one is not None:
                 kind = _derived_kind(one.dataset)
                 if kind:
                     others[kind] += 1
                 else:
                     images.append(one)
+    kinds = {_kind_of_name(header.file) for header in images}
+    unreadable += [
+        _unreadable(one.file, where, one.found)
+        for one in hollow
+        if _kind_of_name(one.file) in kinds
+    ]
     return Headers(tuple(images), dict(sorted(others.items())), tuple(unreadable), len(files))
 
 
-def _read_header(file: StudyFile, where: str, keys: list[BaseTag]) -> Header | FormatError | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Hollow:
+    """A file whose content was lost: a copy that was broken off, a link that leads nowhere.
+
+    Beside images of such a name it was one of them. Nothing else tells if it was the last slice.
+    """
+
+    file: StudyFile
+    found: str
+
+
+def _kind_of_name(file: StudyFile) -> tuple[tuple[str, ...], str]:
+    """Folder, and ending where it is made of letters: numbers and parts of a UID are none."""
+    ending = PurePosixPath(file.parts[-1]).suffix.lower()
+    return file.parts[:-1], ending if ending[1:].isalpha() else ""
+
+
+def _read_header(
+    file: StudyFile, where: str, keys: list[BaseTag]
+) -> Header | FormatError | _Hollow | None:
     """The header of a DICOM file, None for any other file, an error for a damaged one."""
+    if file.member is None and not file.path.exists():
+        return _Hollow(file, ", a link that leads nowhere")
     beginning = file.beginning(where, _META_BYTES)
-    marked = beginning[128:132] == b"DICM"
+    marked = beginning[128:_PREAMBLE_BYTES] == b"DICM"
     if not marked and not beginning.startswith(_BARE_BEGINNINGS):
-        return None
+        return _stranger(file, where, beginning)
     with file.opened(where) as stream:
         try:
             if marked and _DEFLATED in beginning:
@@ -214,6 +248,19 @@ def _read_header(file: StudyFile, where: str, keys: list[BaseTag]) -> Header | F
     if class_uid:
         return Header(file, dataset, offset)
     return _unreadable(file, where) if marked else None
+
+
+def _stranger(file: StudyFile, where: str, beginning: bytes) -> FormatError | _Hollow | None:
+    """What a file that does not begin as DICOM was, by its name and what is left of it."""
+    if file.parts[-1].startswith("."):
+        return None
+    if not any(beginning):
+        return _Hollow(file, " without content")
+    if len(beginning) < _PREAMBLE_BYTES:
+        return _Hollow(file, " cut off")
+    if _kind_of_name(file)[1] in _DICOM_ENDINGS:
+        return _unreadable(file, where, ", called DICOM, with other content")
+    return None
 
 
 def check_deflated(stream: BinaryIO, small_bytes: int) -> None:
@@ -253,12 +300,14 @@ def _parsed(stream: BinaryIO, marked: bool, keys: list[BaseTag]) -> tuple[Datase
     return dataset, -1 if element else _CUT_OFF
 
 
-def _unreadable(file: StudyFile, where: str) -> FormatError:
+def _unreadable(
+    file: StudyFile, where: str, found: str = " cut off or damaged in its header"
+) -> FormatError:
     return FormatError(
         where,
         expected="whole DICOM files",
-        found=f"{file.name} cut off or damaged in its header",
-        remedy="copy the series again from its source",
+        found=f"{file.name}{found}",
+        remedy="copy the series again from its source, or take the file away if it is none of it",
         code="dicom-unreadable",
     )
 

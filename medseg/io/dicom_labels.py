@@ -8,6 +8,7 @@ from medseg.core import Grid, LabelMap, LabelScheme
 from medseg.io.dicom_folders import RTSTRUCT_CLASS
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.scan import DicomSource, Source
+from medseg.io.segment_names import LabelReading
 
 __all__ = ["is_rtstruct", "read_dicom_labels", "read_label_scheme"]
 
@@ -51,14 +52,8 @@ def read_dicom_labels(
     if isinstance(source, DicomSource):
         frame = source.datasets[0].get("FrameOfReferenceUID")
     read = read_rtstruct if is_rtstruct(path) else read_seg_labels
-    labels, _ = read(
-        path,
-        scheme,
-        grid,
-        frame_of_reference=str(frame) if frame else None,
-        overlaps="smaller",
-        unknown="leave",
-    )
+    reading = LabelReading(str(frame) if frame else None, overlaps="smaller", unknown="leave")
+    labels, _ = read(path, scheme, grid, reading)
     return labels
 
 

@@ -20,6 +20,8 @@ from medseg.errors import ConfigError, FormatError, GeometryError, one_of
 from medseg.io.dicom_seg_places import placed_blocks
 from medseg.io.dicom_seg_reading import Block, SegFile, Segment, open_seg, segments_of
 from medseg.io.segment_names import (
+    STRICT,
+    LabelReading,
     Overlaps,
     Unknown,
     concept_of,
@@ -99,11 +101,8 @@ def read_seg_labels(
     path: Path,
     scheme: LabelScheme,
     grid: Grid,
+    reading: LabelReading = STRICT,
     *,
-    frame_of_reference: str | None = None,
-    overlaps: Overlaps = "refuse",
-    unknown: Unknown = "refuse",
-    threshold: float = 0.5,
     where: str = "",
 ) -> tuple[LabelMap, tuple[str, ...]]:
     """Rebuild a label map from a SEG by where its pixels are in the world.
@@ -118,10 +117,7 @@ def read_seg_labels(
         scheme: What its segments mean.
         grid: The grid to rebuild on; the centre of every pixel that holds something must meet that
             of a voxel within 0.1 mm.
-        frame_of_reference: UID of the image's frame of reference; None where it is not known.
-        overlaps: What becomes of voxels in several segments.
-        unknown: What becomes of segments that the scheme does not list.
-        threshold: The least fraction that counts as inside, of a FRACTIONAL segmentation.
+        reading: What is refused, left out or settled.
         where: How messages name the file; empty for its path.
 
     Returns:
@@ -132,26 +128,15 @@ def read_seg_labels(
             ``seg-overlap``; ``seg-hidden`` if a segment lies wholly under others.
         GeometryError: ``seg-frame-differs``; ``seg-grid-differs`` if pixels do not lie on the grid.
     """
-    return labels_of(
-        open_seg(path, where),
-        scheme,
-        grid,
-        frame_of_reference=frame_of_reference,
-        overlaps=overlaps,
-        unknown=unknown,
-        threshold=threshold,
-    )
+    return labels_of(open_seg(path, where), scheme, grid, reading)
 
 
 def labels_of(
     seg: SegFile,
     scheme: LabelScheme,
     grid: Grid,
+    reading: LabelReading = STRICT,
     *,
-    frame_of_reference: str | None = None,
-    overlaps: Overlaps = "refuse",
-    unknown: Unknown = "refuse",
-    threshold: float = 0.5,
     tolerance_mm: float = _ON_GRID_MM,
 ) -> tuple[LabelMap, tuple[str, ...]]:
     """As :func:`read_seg_labels`, of a file that was opened.
@@ -160,13 +145,11 @@ def labels_of(
         seg: As opened by :func:`~medseg.io.dicom_seg_reading.open_seg`.
         scheme: As there.
         grid: As there.
-        frame_of_reference: As there.
-        overlaps: As there.
-        unknown: As there.
-        threshold: As there.
+        reading: As there.
         tolerance_mm: How far the centres of pixels and voxels may be apart.
     """
-    if frame_of_reference and seg.frame_of_reference not in (None, frame_of_reference):
+    wanted = reading.frame_of_reference
+    if wanted and seg.frame_of_reference not in (None, wanted):
         raise GeometryError(
             seg.where,
             expected="segments in the frame of reference of the image",
@@ -174,9 +157,9 @@ def labels_of(
             remedy="give the series that was segmented, or register them first",
             code="seg-frame-differs",
         )
-    values, notes = _matched(seg, scheme, unknown)
-    painter = _Painter(seg, values, grid, threshold, tolerance_mm)
-    data_ijk = painter.painted(scheme, overlaps, notes)
+    values, notes = _matched(seg, scheme, reading.unknown)
+    painter = _Painter(seg, values, grid, reading.threshold, tolerance_mm)
+    data_ijk = painter.painted(scheme, reading.overlaps, notes)
     return LabelMap(data_ijk, grid, scheme), tuple(notes)
 
 

@@ -345,7 +345,7 @@ def _image_notes(headers: Sequence[Dataset]) -> tuple[str, ...]:
         return tuple(notes)
     empty = empty_identity(first)
     if empty:
-        told = f"a DICOM SEG will carry these empty, as here: {', '.join(empty)}"
+        told = f"the images lack these, so a DICOM SEG has them empty: {', '.join(empty)}"
         remedy = "nothing needs to be done, unless an archive wants them"
         notes.append(Note(told, code="identity-empty", remedy=remedy))
     return tuple(notes)

@@ -7,7 +7,8 @@ A fingerprint is the same for the same content and tells any change of it:
 * a header with its voxels in a second file (``.hdr`` and ``.img``, ``.nhdr``, ``.mhd``): of both,
   one after the other;
 * a folder of a DICOM series: of the sorted SHA-256 sums of its files, so that neither their names
-  nor their order matter. Hidden files and the clutter of operating systems do not count;
+  nor their order matter. Hidden files and folders and the clutter of operating systems do not
+  count, nor are they read (:func:`~medseg.io.dicom_files.files_below`);
 * a DICOMDIR: of the files that it lists, as if they lay in a folder by themselves;
 * a zip: of its bytes;
 * several channels: of name and fingerprint of each, in order of name.
@@ -26,14 +27,13 @@ from pathlib import Path
 
 from medseg.errors import MedsegError
 from medseg.io.checks import unreadable
-from medseg.io.dicom_files import is_dicomdir, list_study
+from medseg.io.dicom_files import files_below, is_dicomdir, list_study
 from medseg.io.itk_formats import itk_data_file
 from medseg.io.nifti import file_pair
 
 __all__ = ["fingerprint", "input_files", "stamp"]
 
 _CHUNK_BYTES = 1 << 20
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 _NIFTI_PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -108,9 +108,7 @@ def _listed_files(directory: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if not path.name.startswith(".") and path.name.lower() not in _CLUTTER and path.is_file():
-            yield path
+    return (path for path in files_below(folder, strict=False) if path.is_file())
 
 
 def _of_image(path: Path) -> str:

@@ -14,6 +14,8 @@ from medseg.io.contours import BoolArray
 from medseg.io.rtstruct_reading import Roi, StructureSet, read_structure_set
 from medseg.io.rtstruct_voxels import roi_box
 from medseg.io.segment_names import (
+    STRICT,
+    LabelReading,
     Overlaps,
     Unknown,
     likely_meant,
@@ -61,11 +63,8 @@ def read_rtstruct(
     path: Path,
     scheme: LabelScheme,
     grid: Grid,
+    reading: LabelReading = STRICT,
     *,
-    frame_of_reference: str | None = None,
-    overlaps: Overlaps = "refuse",
-    unknown: Unknown = "refuse",
-    allow_gaps: bool = False,
     where: str = "",
 ) -> tuple[LabelMap, tuple[str, ...]]:
     """Rebuild a label map from the contours of an RTSTRUCT.
@@ -77,10 +76,7 @@ def read_rtstruct(
         path: The RTSTRUCT.
         scheme: What its ROIs mean.
         grid: The grid of the series it was drawn on.
-        frame_of_reference: UID of that series' frame of reference; None where it is not known.
-        overlaps: What becomes of voxels in several ROIs.
-        unknown: What becomes of ROIs with closed contours that the scheme does not list.
-        allow_gaps: As in :func:`~medseg.io.rtstruct_voxels.roi_mask`.
+        reading: What is refused, left out or settled; ROIs without closed contours are left out.
         where: How messages name the file; empty for its path.
 
     Returns:
@@ -93,12 +89,12 @@ def read_rtstruct(
     """
     where = where or str(path)
     structures = read_structure_set(path, where)
-    chosen, notes = _matched(structures, scheme, where, unknown)
+    chosen, notes = _matched(structures, scheme, where, reading.unknown)
     notes = [*structures.notes, *notes]
     parts: list[_Part] = []
     for value, roi in chosen.items():
-        _check_frame(roi, frame_of_reference, where)
-        box, inside, told = roi_box(roi, grid, where, allow_gaps=allow_gaps)
+        _check_frame(roi, reading.frame_of_reference, where)
+        box, inside, told = roi_box(roi, grid, where, allow_gaps=reading.allow_gaps)
         notes += told
         parts.append(_Part(value, roi.name, box, inside, int(np.count_nonzero(inside))))
     if parts and not any(part.voxels for part in parts):
@@ -109,7 +105,7 @@ def read_rtstruct(
             remedy="give the series that the structure set was drawn on",
             code="rtstruct-off-grid",
         )
-    return _painted(parts, scheme, grid, overlaps, where, notes), tuple(notes)
+    return _painted(parts, scheme, grid, reading.overlaps, where, notes), tuple(notes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from medseg.core import Code, Label, LabelScheme
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from medseg.io.probabilities import ProbabilityClass
 
 __all__ = [
+    "STRICT",
+    "LabelReading",
     "Overlaps",
     "Unknown",
     "class_labels",
@@ -36,6 +39,31 @@ value."""
 Unknown = Literal["refuse", "leave"]
 """Structures that the scheme does not list: refused; or left out, unless it is likely that one is
 meant by a label that the file lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReading:
+    """How a SEG or an RTSTRUCT is read as a label map.
+
+    Args:
+        frame_of_reference: UID of the image's frame of reference, which must be that of the
+            structures where both are said; None where it is not known.
+        overlaps: What becomes of voxels in several structures.
+        unknown: What becomes of structures that the scheme does not list.
+        threshold: The least fraction that counts as inside, of a FRACTIONAL SEG.
+        allow_gaps: Of an RTSTRUCT, whether contours on every second slice or fewer are taken, as in
+            :func:`~medseg.io.rtstruct_voxels.roi_mask`.
+    """
+
+    frame_of_reference: str | None = None
+    overlaps: Overlaps = "refuse"
+    unknown: Unknown = "refuse"
+    threshold: float = 0.5
+    allow_gaps: bool = False
+
+
+STRICT = LabelReading()
+"""Whatever is in doubt is refused."""
 
 _PRIVATE_SCHEME = "99MEDSEG"
 _NEAR_NAME = 0.85

@@ -154,8 +154,9 @@ def chosen_stack(study: Study, wanted: str | None) -> Stack:
     if not found:
         raise ConfigError(
             "--series",
-            expected=f"one of the {len(study.stacks)} in the study",
-            found="none that is called so",
+            expected=f"a number up to {len(study.stacks)}, a SeriesInstanceUID or a description of "
+            "the study",
+            found="none of these",
             remedy=_SEE,
             code="series-unknown",
         )

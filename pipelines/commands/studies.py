@@ -54,7 +54,10 @@ def list_series(
     if as_json:
         print_json(
             {
-                "series": [_as_json(stack) for stack in study.stacks],
+                "series": [
+                    {**_as_json(stack), "study": number}
+                    for number, stack in zip(_study_numbers(study), study.stacks, strict=True)
+                ],
                 "studies": len({stack.study_uid for stack in study.stacks}),
                 "other_objects": study.others,
                 "unreadable_files": len(study.unreadable),
@@ -64,10 +67,18 @@ def list_series(
         return
     from pipelines.tables import print_table  # noqa: PLC0415
 
-    print_table(_HEADINGS, [_row(stack) for stack in study.stacks])
-    studies = len({stack.study_uid for stack in study.stacks})
-    if studies > 1:
-        typer.echo(f"{studies} studies lie here; give their folders one by one to predict")
+    of_study = _study_numbers(study)
+    if len(set(of_study)) == 1:
+        print_table(_HEADINGS, [_row(stack) for stack in study.stacks])
+    else:
+        rows = [
+            [str(number), *_row(one)] for number, one in zip(of_study, study.stacks, strict=True)
+        ]
+        print_table(["study", *_HEADINGS], rows)
+        typer.echo(
+            f"{len(set(of_study))} studies lie here; numbers for --series are those of the table "
+            "of one case alone"
+        )
     if study.others:
         listed = ", ".join(f"{count} {kind}" for kind, count in study.others.items())
         typer.echo(f"beside the images: {listed}")
@@ -79,6 +90,12 @@ def list_series(
     if chosen is not None:
         for channel, number in chosen.items():
             typer.echo(f"{channel}: series number {number} of this list")
+
+
+def _study_numbers(study: Study) -> list[int]:
+    """For every stack the number of its study, counted from 1 in the order of the table."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(stack.study_uid, len(numbers) + 1) for stack in study.stacks]
 
 
 def _chosen(study: Study, model: str) -> dict[str, int]:

@@ -298,7 +298,7 @@ def test_what_the_source_lacks_stays_empty_and_what_it_has_is_kept(tmp_path):
         assert not seg[keyword].value
     assert seg.PatientName == "Müller^Jörg"
     assert "PatientAge" not in seg
-    (note,) = [note for note in scan.notes if "DICOM SEG will carry these empty" in note]
+    (note,) = [note for note in scan.notes if "a DICOM SEG has them empty" in note]
     assert all(keyword in note for keyword in empty)
     assert "Müller" not in note
 

@@ -19,6 +19,7 @@ from medseg.io.dicom_seg_labels import read_seg_labels, segment_fractions
 from medseg.io.dicom_seg_places import own_grid
 from medseg.io.dicom_seg_reading import open_seg
 from medseg.io.dicom_series import read_dicom_series
+from medseg.io.segment_names import LabelReading
 from tests.io.test_dicom_fuzz import Forms, damaged, damages
 from tests.series import AXIAL, small_series, spoil
 
@@ -29,7 +30,9 @@ SCHEME = LabelScheme.plain("two", {1: "one", 2: "two"})
 def read_or_refuse(path):
     """Labels of the scheme on the grid, or an error of ours, whichever way it is read."""
     try:
-        labels, _ = read_seg_labels(path, SCHEME, GRID, overlaps="order", unknown="leave")
+        labels, _ = read_seg_labels(
+            path, SCHEME, GRID, LabelReading(overlaps="order", unknown="leave")
+        )
         assert labels.grid == GRID
     except MedsegError:
         pass

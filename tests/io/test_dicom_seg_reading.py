@@ -28,6 +28,7 @@ from medseg.io.dicom_seg_labels import (
 from medseg.io.dicom_seg_places import own_grid
 from medseg.io.dicom_seg_reading import open_seg
 from medseg.io.dicom_series import read_dicom_series
+from medseg.io.segment_names import LabelReading
 from tests.series import AXIAL, small_series, spoil
 
 GRID = Grid((16, 12, 5), AXIAL.affine_ras)
@@ -138,11 +139,11 @@ def test_no_voxel_of_overlapping_segments_is_lost(scan, tmp_path_factory, masks,
         for one in order:
             wanted[masks[one]] = values[one]
         if set(np.unique(wanted)) >= {1, 2, 5}:
-            found, _ = read_seg_labels(path, NAMES, GRID, overlaps=overlaps)
+            found, _ = read_seg_labels(path, NAMES, GRID, LabelReading(overlaps=overlaps))
             assert np.array_equal(found.data_ijk, wanted)
         else:
             with pytest.raises(FormatError, match="wholly under others") as caught:
-                read_seg_labels(path, NAMES, GRID, overlaps=overlaps)
+                read_seg_labels(path, NAMES, GRID, LabelReading(overlaps=overlaps))
             assert caught.value.code == "seg-hidden"
 
 
@@ -215,7 +216,7 @@ def test_overlapping_segments_of_highdicom_are_refused_or_read_apart(shared_data
     for number in (1, 2):
         mask = segment_mask(seg, number, grid)
         assert mask.sum() == volume.array[..., number - 1].sum() > 0
-    labels, notes = read_seg_labels(path, scheme, grid, overlaps="order")
+    labels, notes = read_seg_labels(path, scheme, grid, LabelReading(overlaps="order"))
     assert np.array_equal(labels.data_ijk == 2, segment_mask(seg, 2, grid))
     (note,) = notes
     both = segment_mask(seg, 1, grid) & segment_mask(seg, 2, grid)
@@ -272,12 +273,12 @@ def test_a_voxel_in_several_segments_goes_where_it_is_told_and_is_counted(scan, 
     assert c.value.code == "seg-overlap"
     wanted = np.where(masks[2], 5, np.where(masks[1], 2, masks[0]))
     for overlaps in ("smaller", "order"):
-        labels, notes = read_seg_labels(path, NAMES, GRID, overlaps=overlaps)
+        labels, notes = read_seg_labels(path, NAMES, GRID, LabelReading(overlaps=overlaps))
         assert np.array_equal(labels.data_ijk, wanted)
         assert f"small lies on top of large in {masks[1].sum()} voxels" in notes
     turned = LabelScheme.plain("boxes", {9: "large", 2: "small", 5: "tiny"})
     with pytest.raises(FormatError, match="found 'small' wholly under others") as c:
-        read_seg_labels(path, turned, GRID, overlaps="order")
+        read_seg_labels(path, turned, GRID, LabelReading(overlaps="order"))
     assert c.value.code == "seg-hidden"
     again = read_dicom_labels(path, turned, GRID, scan.source)  # as datasets and evaluations do
     assert np.array_equal(again.data_ijk, np.where(wanted == 1, 9, wanted))
@@ -290,18 +291,20 @@ def test_segments_that_the_scheme_does_not_list_are_refused_or_left_out(scan, tm
     with pytest.raises(FormatError, match=r"'x', one of large, found segment 2 \('mouse'\)") as c:
         read_seg(path, scheme, GRID)
     assert c.value.code == "seg-segment-unknown"
-    labels, notes = read_seg_labels(path, scheme, GRID, unknown="leave")
+    labels, notes = read_seg_labels(path, scheme, GRID, LabelReading(unknown="leave"))
     assert np.array_equal(labels.data_ijk, masks[0])
     assert notes == ("segments that the labels do not list are left out: mouse, ant",)
     for names in ({1: "large", 2: "mousse"}, {3: "cat"}):  # likely meant; nothing fits
         with pytest.raises(FormatError, match="segments of the scheme"):
-            read_seg_labels(path, LabelScheme.plain("x", names), GRID, unknown="leave")
+            read_seg_labels(
+                path, LabelScheme.plain("x", names), GRID, LabelReading(unknown="leave")
+            )
 
 
 def test_segments_of_one_label_are_taken_together_and_named(scan, tmp_path):
     path = by_highdicom(tmp_path / "s.dcm", scan.source, boxes(), names=("a", "lesion", "Lesion"))
     scheme = LabelScheme.plain("x", {1: "a", 4: "lesion"})
-    labels, notes = read_seg_labels(path, scheme, GRID, overlaps="smaller")
+    labels, notes = read_seg_labels(path, scheme, GRID, LabelReading(overlaps="smaller"))
     assert np.array_equal(labels.data_ijk == 4, boxes()[1])
     assert "2 segments are taken together as lesion" in notes
 
@@ -332,12 +335,12 @@ def test_codes_find_a_segment_only_where_one_label_has_them(scan, tmp_path):
 def test_the_frame_of_reference_must_be_that_of_the_image(scan, tmp_path):
     path = by_highdicom(tmp_path / "seg.dcm", scan.source, boxes()[:1], names=("large",))
     own = str(scan.source.datasets[0].FrameOfReferenceUID)
-    read_seg_labels(path, NAMES, GRID, frame_of_reference=own)
+    read_seg_labels(path, NAMES, GRID, LabelReading(frame_of_reference=own))
     with pytest.raises(GeometryError, match="frame of reference of the image, found anoth") as c:
-        read_seg_labels(path, NAMES, GRID, frame_of_reference="1.2.3")
+        read_seg_labels(path, NAMES, GRID, LabelReading(frame_of_reference="1.2.3"))
     assert c.value.code == "seg-frame-differs"
     spoil(path, lambda seg: delattr(seg, "FrameOfReferenceUID"))
-    read_seg_labels(path, NAMES, GRID, frame_of_reference=own)
+    read_seg_labels(path, NAMES, GRID, LabelReading(frame_of_reference=own))
 
 
 def test_a_frame_outside_the_image_counts_only_where_it_holds_something(scan, tmp_path):

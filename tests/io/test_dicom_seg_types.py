@@ -31,6 +31,7 @@ from medseg.io.probabilities import (
     read_probabilities,
     scheme_classes,
 )
+from medseg.io.segment_names import LabelReading
 from tests.dicom_variants import enhanced
 from tests.series import AXIAL, small_series, spoil, spoil_all
 from tests.structure_sets import MODEL, SCHEME
@@ -271,7 +272,9 @@ def test_fractions_come_back_as_probabilities_and_as_labels_above_a_threshold(tm
     labels = read_seg(path, SCHEME, file.grid).data_ijk
     for number, label in enumerate(SCHEME.labels, 1):
         assert np.array_equal(labels == label.value, segment_mask(seg, number, file.grid))
-    lower, _ = read_seg_labels(path, SCHEME, file.grid, threshold=0.2, overlaps="order")
+    lower, _ = read_seg_labels(
+        path, SCHEME, file.grid, LabelReading(threshold=0.2, overlaps="order")
+    )
     assert np.count_nonzero(lower.data_ijk) > np.count_nonzero(labels) > 0
 
 

@@ -169,7 +169,8 @@ def test_order_names_nesting_and_strangers_do_not_matter(tmp_path):
     (mixed / "00003.dcm").rename(mixed / "deep" / "er" / "a picture.jpg")
     (mixed / "00001.dcm").rename(mixed / "zz")
     (mixed / "readme.txt").write_text("not an image")
-    (mixed / "empty").touch()
+    (mixed / "empty.log").touch()
+    (mixed / ".empty").touch()
     report = setting(
         Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", SeriesInstanceUID="1.2.3"
     )

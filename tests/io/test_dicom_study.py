@@ -1,4 +1,5 @@
 import copy
+import shutil
 import stat
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from medseg.io import dicom_files
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.dicom_series import read_dicom_series, read_stack
 from medseg.io.dicom_study import read_study
+from medseg.io.fingerprint import input_files
 from medseg.io.reading import read_image
 from tests.dicom_variants import (
     enhanced,
@@ -498,3 +500,74 @@ def test_a_slice_that_is_cut_off_in_its_header_is_no_series_of_its_own(tmp_path)
         seen.add(caught.value.code)
     assert "series-ambiguous" not in seen
     assert "dicom-unreadable" in seen
+
+
+@pytest.mark.parametrize("ending", [".dcm", "", ".17"])
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("empty", "found file 4 in name order without content"),
+        ("zeros", "found file 4 in name order without content"),
+        ("beginning", "found file 4 in name order cut off"),
+        ("nowhere", "found file 4 in name order, a link that leads nowhere"),
+    ],
+)
+def test_a_last_slice_whose_content_was_lost_is_missed(tmp_path, ending, lost, words):
+    # nothing else tells of it: the slices before it are a whole, shorter volume
+    folder = small_series(tmp_path / "s")
+    for path in sorted(folder.iterdir()):
+        path.rename(folder / f"{path.stem}{ending}")
+    last = folder / f"00004{ending}"
+    size = last.stat().st_size
+    last.unlink()
+    if lost == "nowhere":
+        last.symlink_to(tmp_path / "absent")
+    else:
+        last.write_bytes({"empty": b"", "zeros": bytes(size), "beginning": b"\x01" * 100}[lost])
+    study = read_study(folder)
+    assert [error.code for error in study.unreadable] == ["dicom-unreadable"]
+    with pytest.raises(FormatError, match=words) as caught:
+        read_dicom_series(folder)
+    assert caught.value.code == "dicom-unreadable"
+
+
+def test_a_page_that_was_saved_as_a_slice_is_refused(tmp_path):
+    folder = small_series(tmp_path / "s")
+    (folder / "00004.dcm").write_text("<html>502 Bad Gateway</html>" * 9)
+    with pytest.raises(
+        FormatError, match="file 4 in name order, called DICOM, with other content; copy the series"
+    ):
+        read_dicom_series(folder)
+
+
+def test_empty_files_that_are_called_otherwise_than_the_slices_do_not_matter(tmp_path):
+    folder = small_series(tmp_path / "s")
+    (folder / "complete.flag").touch()
+    (folder / ".00005.dcm").touch()
+    (folder / "deep").mkdir()
+    (folder / "deep" / "00005").touch()
+    study = read_study(folder)
+    assert not study.unreadable
+    assert [stack.images for stack in study.stacks] == [4]
+
+
+def test_links_are_followed_to_slices_once_and_never_in_a_circle(tmp_path):
+    real = small_series(tmp_path / "real")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "series").symlink_to(real)
+    (study / "again").symlink_to(real)
+    (study / "itself").symlink_to(study)
+    (study / "above").symlink_to(tmp_path)
+    (real / "back").symlink_to(study)
+    assert [stack.images for stack in read_study(study).stacks] == [4]
+    assert len(input_files(study)) == 4  # and what is read is what the fingerprint covers
+    assert [stack.images for stack in read_study(real).stacks] == [4]
+
+
+def test_hidden_files_and_folders_are_neither_read_nor_in_the_fingerprint(tmp_path):
+    folder = small_series(tmp_path / "s")
+    small_series(folder / ".snapshot")
+    shutil.copy(folder / "00001.dcm", folder / ".00001.dcm.Xy7")
+    assert [stack.images for stack in read_study(folder).stacks] == [4]
+    assert len(input_files(folder)) == 4

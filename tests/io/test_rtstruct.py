@@ -23,6 +23,7 @@ from medseg.io.rtstruct import check_rtstruct, write_rtstruct
 from medseg.io.rtstruct_labels import read_roi_scheme, read_rtstruct
 from medseg.io.rtstruct_reading import Contour, read_structure_set
 from medseg.io.rtstruct_voxels import roi_mask
+from medseg.io.segment_names import LabelReading
 from tests.dicom_variants import tilted_series
 from tests.grids import grids, rotation
 from tests.series import AXIAL, ramp, small_series, spoil, spoil_all
@@ -51,7 +52,7 @@ def test_labels_come_back_equal_on_any_oblique_grid(grid, data):
         write_rtstruct(labels, folder / "rt.dcm", scan.source, algorithm=MODEL)
         frame = str(scan.source.datasets[0].FrameOfReferenceUID)
         found, _ = read_rtstruct(
-            folder / "rt.dcm", SCHEME, grid, frame_of_reference=frame, allow_gaps=True
+            folder / "rt.dcm", SCHEME, grid, LabelReading(frame_of_reference=frame, allow_gaps=True)
         )
         assert np.array_equal(found.data_ijk, values)
 
@@ -108,7 +109,9 @@ def test_contours_of_cerr_are_filled_as_plastimatch_fills_them(shared_data, pati
     frame = str(scan.source.datasets[0].FrameOfReferenceUID)
     path = root / patient / file
     scheme = read_roi_scheme(path)
-    labels, notes = read_rtstruct(path, scheme, scan.volume.grid, frame_of_reference=frame)
+    labels, notes = read_rtstruct(
+        path, scheme, scan.volume.grid, LabelReading(frame_of_reference=frame)
+    )
     (roi,) = read_structure_set(path).rois
     assert (roi.name, roi.rgb, roi.interpreted_type) == ("GTV-1", (0, 230, 0), "")
     assert notes == ()
@@ -182,7 +185,7 @@ def test_structures_of_mim_on_a_part_of_their_series_are_read_and_the_rest_is_na
     path = shared_data / DATA / "rt_utils_mim" / "mim_rtstruct_4roi.dcm"
     frame = str(scan.source.datasets[0].FrameOfReferenceUID)
     labels, notes = read_rtstruct(
-        path, read_roi_scheme(path), scan.volume.grid, frame_of_reference=frame
+        path, read_roi_scheme(path), scan.volume.grid, LabelReading(frame_of_reference=frame)
     )
     # every contour of this file is in the plane of an image, the third image is not there
     structures = read_structure_set(path)
@@ -214,7 +217,10 @@ def test_a_structure_set_that_names_another_frame_of_reference_is_refused(shared
     scheme = LabelScheme.plain("one", {1: "ROI-1"})
     with pytest.raises(GeometryError, match="in the frame of reference of the image") as refused:
         read_rtstruct(
-            folder / "rt.dcm", scheme, GRID, frame_of_reference=str(header.FrameOfReferenceUID)
+            folder / "rt.dcm",
+            scheme,
+            GRID,
+            LabelReading(frame_of_reference=str(header.FrameOfReferenceUID)),
         )
     assert refused.value.code == "rtstruct-frame-differs"
 

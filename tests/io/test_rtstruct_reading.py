@@ -11,6 +11,7 @@ from medseg.errors import FormatError, GeometryError, MedsegError
 from medseg.io.rtstruct_labels import read_roi_scheme, read_rtstruct
 from medseg.io.rtstruct_reading import Contour, read_structure_set
 from medseg.io.rtstruct_voxels import roi_mask
+from medseg.io.segment_names import LabelReading
 from tests.series import spoil
 from tests.structure_sets import SCHEME, box_roi
 
@@ -69,7 +70,9 @@ def test_whatever_is_damaged_is_refused_or_read_and_nothing_else(rt_file, rt_cas
     damaged = rt_file.with_name("damaged.dcm")
     damaged.write_bytes(content[: data.draw(st.integers(132, len(content)))])
     with contextlib.suppress(MedsegError):
-        read_rtstruct(damaged, SCHEME, rt_case[1].grid, overlaps="smaller", unknown="leave")
+        read_rtstruct(
+            damaged, SCHEME, rt_case[1].grid, LabelReading(overlaps="smaller", unknown="leave")
+        )
 
 
 def test_text_in_place_of_numbers_is_refused(rt_file):
@@ -213,18 +216,24 @@ def test_a_roi_that_no_label_names_is_refused_with_the_nearest(rt_file, rt_case)
         read_rtstruct(rt_file, scheme, rt_case[1].grid)
     assert refused.value.code == "rtstruct-roi-unknown"
     with pytest.raises(FormatError, match="nearest: Livers"):  # likely meant, so never left out
-        read_rtstruct(rt_file, scheme, rt_case[1].grid, unknown="leave")
+        read_rtstruct(rt_file, scheme, rt_case[1].grid, LabelReading(unknown="leave"))
 
 
 def test_rois_can_be_left_out_but_not_all_of_them(rt_file, rt_case):
     found, notes = read_rtstruct(
-        rt_file, LabelScheme.plain("one", {1: "läsion"}), rt_case[1].grid, unknown="leave"
+        rt_file,
+        LabelScheme.plain("one", {1: "läsion"}),
+        rt_case[1].grid,
+        LabelReading(unknown="leave"),
     )
     assert np.array_equal(found.data_ijk == 1, rt_case[1].data_ijk == 300)
     assert notes == ("ROIs that the labels do not list are left out: Liver, Größe / left",)
     with pytest.raises(FormatError, match="found 'Liver'"):
         read_rtstruct(
-            rt_file, LabelScheme.plain("no", {1: "aorta"}), rt_case[1].grid, unknown="leave"
+            rt_file,
+            LabelScheme.plain("no", {1: "aorta"}),
+            rt_case[1].grid,
+            LabelReading(unknown="leave"),
         )
 
 
@@ -245,9 +254,9 @@ def test_another_side_or_number_is_another_structure(rt_file, rt_case, label, is
     scheme = LabelScheme.plain("two", {1: "Liver", 2: label})
     if is_meant:
         with pytest.raises(FormatError, match="found 'Parotid_L'"):
-            read_rtstruct(rt_file, scheme, rt_case[1].grid, unknown="leave")
+            read_rtstruct(rt_file, scheme, rt_case[1].grid, LabelReading(unknown="leave"))
     else:
-        found, _ = read_rtstruct(rt_file, scheme, rt_case[1].grid, unknown="leave")
+        found, _ = read_rtstruct(rt_file, scheme, rt_case[1].grid, LabelReading(unknown="leave"))
         assert set(np.unique(found.data_ijk)) == {0, 1}
 
 
@@ -285,15 +294,16 @@ def test_overlaps_are_refused_or_settled_as_asked(overlapping, rt_case):
     with pytest.raises(FormatError, match="8 voxels in 'Liver' and 'läsion'") as refused:
         read_rtstruct(overlapping, SCHEME, grid)
     assert refused.value.code == "rtstruct-overlap"
-    found, notes = read_rtstruct(overlapping, SCHEME, grid, overlaps="smaller")
+    found, notes = read_rtstruct(overlapping, SCHEME, grid, LabelReading(overlaps="smaller"))
     assert np.array_equal(found.data_ijk == 300, rt_case[1].data_ijk == 300)
     assert notes == ("läsion lies on top of Liver in 8 voxels",)
     assert np.array_equal(
-        read_rtstruct(overlapping, SCHEME, grid, overlaps="order")[0].data_ijk, found.data_ijk
+        read_rtstruct(overlapping, SCHEME, grid, LabelReading(overlaps="order"))[0].data_ijk,
+        found.data_ijk,
     )
     turned = LabelScheme.plain("turned", {1: "läsion", 2: "Größe / left", 3: "Liver"})
     with pytest.raises(FormatError, match="'läsion' wholly under others") as refused:
-        read_rtstruct(overlapping, turned, grid, overlaps="order")
+        read_rtstruct(overlapping, turned, grid, LabelReading(overlaps="order"))
     assert refused.value.code == "rtstruct-hidden"
     masks = {roi.name: roi_mask(roi, grid)[0] for roi in read_structure_set(overlapping).rois}
     assert np.count_nonzero(masks["Liver"] & masks["läsion"]) == 8
@@ -314,5 +324,7 @@ def test_a_frame_of_reference_that_is_not_said_is_no_reason_to_refuse(rt_file, r
             del roi.ReferencedFrameOfReferenceUID
 
     spoil(rt_file, change)
-    found, _ = read_rtstruct(rt_file, SCHEME, rt_case[1].grid, frame_of_reference="1.2.3")
+    found, _ = read_rtstruct(
+        rt_file, SCHEME, rt_case[1].grid, LabelReading(frame_of_reference="1.2.3")
+    )
     assert np.array_equal(found.data_ijk, rt_case[1].data_ijk)

@@ -317,6 +317,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_r
     with monkeypatch.context() as patch:  # root may write where permissions forbid it
         patch.setattr("pipelines.output.write_bytes", read_only)
         refused = run("predict", data, "-m", model, "-o", out, code=2)
+    assert f"error: {out}: expected a, found" in refused.stderr  # not the file that was tried
     assert "found a read-only file system" in refused.stderr
     assert "[output-unwritable]" in refused.stderr
     with monkeypatch.context() as patch:  # read-only from the second case on

@@ -85,12 +85,16 @@ class Session:
         self.folder = Path(tempfile.mkdtemp(prefix="medseg-ray-"))
         # Ray notes there where a cluster is
         (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
-        beats = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+        settings = {
+            **{"health_check_period_ms": 500, "health_check_failure_threshold": 3},
+            # Ray's processes give way to all others by default: beside other tests they starve
+            "worker_niceness": 0,
+        }
         self.cluster = cluster_utils.Cluster(
             initialize_head=True,
             head_node_args={
                 **{"num_cpus": 1, "include_dashboard": False, "temp_dir": str(self.folder)},
-                "_system_config": beats,
+                "_system_config": settings,
             },
         )
         self.second = self.cluster.add_node(num_cpus=1)

@@ -30,6 +30,7 @@ from medseg.io.dicom_seg import read_seg
 from medseg.io.probabilities import read_probabilities
 from medseg.io.reading import read_image, read_labels
 from medseg.io.rtstruct import read_rtstruct
+from medseg.io.segment_names import LabelReading
 from medseg.models.card import (
     Channel,
     InputSettings,
@@ -221,7 +222,7 @@ def test_contours_are_written_where_they_are_wished_for(model, tmp_path):
     series, other = by_case["series_dseg.nii.gz"], by_case["case_dseg.nii.gz"]
     nifti = read_labels(Path(series["files"]["nifti"]), SCHEME)
     contours, _ = read_rtstruct(
-        Path(series["files"]["rtstruct"]), SCHEME, nifti.grid, allow_gaps=True
+        Path(series["files"]["rtstruct"]), SCHEME, nifti.grid, LabelReading(allow_gaps=True)
     )
     assert nifti.data_ijk.any()
     np.testing.assert_array_equal(contours.data_ijk, nifti.data_ijk)
@@ -493,7 +494,9 @@ def test_patient_data_stays_out_of_messages_and_reports(model, tmp_path):
     assert pydicom.dcmread(next(out.glob("*_dseg.dcm"))).PatientID == "PLANTED-ID"
 
 
-def test_a_series_without_identifiers_gives_the_nifti_result_and_says_why_no_seg(model, tmp_path):
+def test_a_series_without_identifiers_gives_the_nifti_result_and_is_marked_as_incomplete(
+    model, tmp_path
+):
     volume = Volume(voxels()[None], Grid((20, 22, 18), np.diag([-1.0, -1.0, 2.0, 1.0])))
     series = tmp_path / "series"
     write_dicom_series(volume, series, modality="CT")
@@ -501,10 +504,13 @@ def test_a_series_without_identifiers_gives_the_nifti_result_and_says_why_no_seg
         dataset = pydicom.dcmread(path)
         dataset.StudyInstanceUID = ""
         dataset.save_as(path)
-    result, answer = predict_json(series, "-m", model, "-o", tmp_path / "out")
-    assert result.exit_code == 0, result.stderr
+    result, answer = predict_json(series, "-m", model, "-o", tmp_path / "out", "--rtstruct")
+    assert result.exit_code == 1, result.stderr
     (case,) = answer["cases"]
     assert set(case["files"]) == {"nifti", "table", "statistics", "statistics_table", "report"}
+    assert (case["state"], case["code"]) == ("incomplete", "dicom-references-missing")
+    report = json.loads((tmp_path / "out" / case["files"]["report"]).read_text())
+    assert set(report["refused"]) == {"dicom_seg", "rtstruct"}
     told = "no DICOM SEG can refer to this series: it lacks StudyInstanceUID"
     assert told in case["notes"]
     assert told in result.stderr

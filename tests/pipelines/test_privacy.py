@@ -18,7 +18,7 @@ from medseg.io.dicom_export import write_dicom_series
 from medseg.io.dicom_quiet import quiet_dicom
 from medseg.io.nifti import write_nifti_volume
 from pipelines.cli import app
-from pipelines.redaction import without_paths
+from pipelines.redaction import message_of, without_paths
 from tests.tiny_model import write_tiny_model
 
 PATIENT = ["Kanarienvogel", "KV-4711", "19010203", "Zeisig", "ACC-77", "Haus am See"]
@@ -125,3 +125,19 @@ def test_a_case_is_named_in_the_place_of_its_paths(text, shown, tmp_path, monkey
 def test_common_words_stay_where_a_folder_is_called_by_one():
     text = "give the folder of the DICOM series"
     assert without_paths(text, "case-1", {"": Path("in/series")}) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("case-1: expected x, found y; z", "expected x, found y; z"),
+        ("case-1, channel T1: expected x", "channel T1: expected x"),
+        ("case-1_dseg.dcm: expected x", "dseg.dcm: expected x"),
+        ("case-1_label-a_mask.nii.gz: expected x", "label-a_mask.nii.gz: expected x"),
+        ("case-10: expected x", "case-10: expected x"),
+        ("other_dseg.dcm: expected x", "other_dseg.dcm: expected x"),
+        ("case-1_dseg.dcm was moved", "case-1_dseg.dcm was moved"),
+    ],
+)
+def test_a_message_beside_the_name_of_its_case_does_not_begin_with_it(text, shown):
+    assert message_of(text, "case-1", {"": Path("in/Doe")}, log_paths=False) == shown

@@ -28,7 +28,9 @@ def test_a_table_shows_what_to_choose_from_and_nothing_of_the_patient(study):
     done = CliRunner().invoke(app, ["studies", "list", str(study)])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0].split()[:4] == ["no", "series", "modality", "description"]
+    assert lines[0].split()[:5] == ["study", "no", "series", "modality", "description"]
+    assert [line.split()[:3] for line in lines[2:4]] == [["1", "1", "1"], ["2", "2", "2"]]
+    assert "2 studies lie here; numbers for --series are those of" in done.stdout
     assert "t1_se tra ..." in lines[2]
     assert lines[2].split()[-1] == "ok"
     assert "slice-gap" in lines[3]
@@ -47,7 +49,14 @@ def test_json_tells_the_same(study):
     assert content["other_objects"] == {"SR": 1}
     assert content["unreadable_files"] == 1
     assert content["studies"] == 2
+    assert [one["study"] for one in content["series"]] == [1, 2]
     assert not any(word in done.output for word in ("DOE", "JOHN", "4711", "1.2.826"))
+
+
+def test_the_table_of_one_study_needs_no_number_of_it(study):
+    done = CliRunner().invoke(app, ["studies", "list", str(study / "2")])
+    assert done.stdout.split()[:2] == ["no", "series"]
+    assert "studies lie here" not in done.stdout
 
 
 def test_the_series_that_a_model_would_be_given_is_told(study, tmp_path):
