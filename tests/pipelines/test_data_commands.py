@@ -64,6 +64,9 @@ def test_folds_are_written_once(acdc, tmp_path):
     assert "five folds of 2, 2, 2, 2, 2" in result.stdout
     data = read_datalist(acdc, split=str(out), fold=4)
     assert len(data.validation) == 2
+    answer = json.loads(run("split", acdc, "-o", tmp_path / "more.json", "--json").stdout)
+    assert answer["folds"]["validation_cases"] == [2, 2, 2, 2, 2]
+    assert (tmp_path / "more.json").read_text() == out.read_text()
     again = run("split", acdc, "-o", out)
     assert again.exit_code == 2
     assert "a name that is still free" in again.stderr
