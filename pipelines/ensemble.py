@@ -29,6 +29,7 @@ from medseg.models.card import CARD_NAME, LabelCleaning, load_card, model_folder
 from medseg.models.zoo import ENSEMBLE_NAME
 from medseg.training.settings import RunSettings, load_settings
 from pipelines.folds import (
+    HELD_OUT,
     Folds,
     fold_runs,
     held_out_pair,
@@ -130,24 +131,28 @@ def choose_ensemble(
     hearer = listener or Silent()
     configurations = [_configuration(run) for run in runs]
     division = _common(configurations)
+    for one in configurations:
+        _check_predicted(one, division)
     settings = configurations[0].settings
     data = read_data(settings, data_root or Path(settings.data.root))
     cases = dict(_held_out(division, data))
     trials: list[Trial] = []
-    results: dict[tuple[int, ...], dict[str, tuple[LabelMap, LabelMap]]] = {}
+    # the maps of the best alone are kept: those of all would not fit the memory
+    pairs: dict[str, tuple[LabelMap, LabelMap]] = {}
+    numbers: tuple[int, ...] = ()
+    best: Trial | None = None
     for size in range(1, len(configurations) + 1):
-        for numbers in itertools.combinations(range(len(configurations)), size):
-            chosen = [configurations[number] for number in numbers]
+        for tried in itertools.combinations(range(len(configurations)), size):
+            chosen = [configurations[number] for number in tried]
             name = " + ".join(one.folder.name for one in chosen)
-            results[numbers] = dict(_results(chosen, cases, name, device, hearer))
-            dice = summarised({case: dice_by_label(*two) for case, two in results[numbers].items()})
+            made = dict(_results(chosen, cases, name, device, hearer))
+            dice = summarised({case: dice_by_label(*two) for case, two in made.items()})
             trials.append(Trial(tuple(one.folder.name for one in chosen), dice))
-    # among equals the one with fewer members, which stands first
-    best = max(range(len(trials)), key=lambda number: (_score(trials[number].dice), -number))
-    numbers = list(results)[best]
-    cleanings, dice, steps = _choose_cleaning(
-        results[numbers], settings.scheme(), trials[best].dice, hearer
-    )
+            # among equals the one with fewer members, which comes first
+            if best is None or _score(dice) > _score(best.dice):
+                pairs, numbers, best = made, tried, trials[-1]
+    assert best is not None  # noqa: S101 - there is at least one run
+    cleanings, dice, steps = _choose_cleaning(pairs, settings.scheme(), best.dice, hearer)
     members = tuple(configurations[number] for number in numbers)
     choice = Choice(
         members=tuple(one.folder for one in members),
@@ -165,16 +170,33 @@ def choose_ensemble(
 def _configuration(folder: Path) -> _Configuration:
     division = Folds.load(folder)
     runs = dict(fold_runs(folder))
-    missing = sorted(set(range(len(division.held_out))) - set(runs))
+    _check_finished(
+        folder, division, [fold for fold in range(len(division.held_out)) if fold not in runs]
+    )
+    return _Configuration(folder, load_settings(runs[0] / CONFIG_NAME), runs)
+
+
+def _check_finished(folder: Path, division: Folds, missing: Sequence[int]) -> None:
     if missing:
         raise ConfigError(
             str(folder),
-            expected=f"all {len(division.held_out)} folds",
+            expected=f"all {len(division.held_out)} folds with predictions of the cases that they "
+            "held out",
             found=f"no finished fold {missing[0]}",
             remedy="train the rest with medseg train CONFIG --cv --resume",
             code="folds-missing",
         )
-    return _Configuration(folder, load_settings(runs[0] / CONFIG_NAME), runs)
+
+
+def _check_predicted(configuration: _Configuration, division: Folds) -> None:
+    """Refuse folds that have not written all predictions, as each does at its end."""
+    places = {fold: run / HELD_OUT for fold, run in configuration.runs.items()}
+    missing = [
+        fold
+        for fold, names in enumerate(division.held_out)
+        if not all((places[fold] / f"{name}.nii.gz").is_file() for name in names)
+    ]
+    _check_finished(configuration.folder, division, missing)
 
 
 def _common(configurations: Sequence[_Configuration]) -> Folds:

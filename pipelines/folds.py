@@ -37,7 +37,7 @@ from medseg.training.schedule import parse_duration
 from medseg.training.settings import RunSettings
 from pipelines.interrupt import until_interrupted
 from pipelines.progress import console_listener
-from pipelines.run_folder import RECORD_NAME
+from pipelines.run_folder import RECORD_NAME, SPLIT_KEYS, SPLIT_NAME, load_written
 from pipelines.torchrun import processes_together
 from pipelines.train import TrainResult, read_data, settings_from_command, train
 from pipelines.training_report import write_training_report
@@ -363,8 +363,8 @@ def _is_done(place: Path, data: DataList) -> bool:
     record = place / RECORD_NAME
     if not record.is_file():
         return False
-    content = json.loads(record.read_text(encoding="utf-8"))
-    split = json.loads((place / "split.json").read_text(encoding="utf-8"))
+    content = load_written(record, ("finished",))
+    split = load_written(place / SPLIT_NAME, SPLIT_KEYS)
     return bool(content["finished"]) and split == data.split()
 
 

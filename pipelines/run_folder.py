@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import yaml
 import medseg
 from medseg.atomic import write_text
 from medseg.data.datalist import DataList
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, FormatError, why_unreadable
 from medseg.events import Listener
 from medseg.training.checkpoint import LAST_NAME, PREVIOUS_NAME, Checkpoint, load_checkpoint
 from medseg.training.precision import Measurement, Numerics
@@ -43,6 +43,7 @@ __all__ = [
     "check_writable",
     "earlier_run",
     "hardware",
+    "load_written",
     "record_of_finished",
     "remove_leftovers",
     "versions",
@@ -51,6 +52,7 @@ __all__ = [
 CONFIG_NAME = "config.yaml"
 RECORD_NAME = "run.json"
 SPLIT_NAME = "split.json"
+SPLIT_KEYS = ("train", "validation")
 _PROBE_NAME = "probe.json"
 _ENTRIES = (
     CONFIG_NAME,
@@ -174,7 +176,7 @@ class RunFolder:
         Raises:
             ConfigError: ``resume-split``.
         """
-        begun = json.loads((self.path / SPLIT_NAME).read_text(encoding="utf-8"))
+        begun = load_written(self.path / SPLIT_NAME, SPLIT_KEYS)
         now = data.split()
         for part in ("train", "validation"):
             if begun[part] != now[part]:
@@ -200,6 +202,32 @@ class RunFolder:
     def write_record(self, content: Mapping[str, Any]) -> None:
         """Write ``run.json``."""
         write_text(self.path / RECORD_NAME, _json(content))
+
+
+def load_written(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON file that the training wrote into its folder.
+
+    Args:
+        path: The file.
+        keys: What it must hold.
+
+    Raises:
+        FormatError: ``run-file``.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        absent = [key for key in keys if not isinstance(content, dict) or key not in content]
+        if absent:
+            raise KeyError(absent[0])
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(
+            str(path),
+            expected="the file as the training wrote it",
+            found=why_unreadable(error),
+            remedy="put it back from a copy, or train anew with --overwrite",
+            code="run-file",
+        ) from error
+    return dict(content)
 
 
 def check_run_folder(folder: Path, *, overwrite: bool) -> None:
@@ -302,7 +330,7 @@ def record_of_finished(
     path = folder / RECORD_NAME
     if earlier.checkpoint is None or earlier.numerics is None or not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record = load_written(path, ("finished",))
     judged = record["finished"] and record["validation_dice_per_case"] is not None
     if not judged or record["steps"] != earlier.checkpoint.step:
         return None
@@ -404,7 +432,7 @@ def _flat(content: object, path: str = "") -> dict[str, object]:
 def _chosen(path: Path) -> Numerics | None:
     if not path.is_file():
         return None
-    chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+    chosen = load_written(path, ("chosen",))["chosen"]
     return Numerics(chosen["precision"], chosen["channels_last"])
 
 

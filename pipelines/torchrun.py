@@ -10,9 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from medseg.errors import ConfigError, ResourceError
 from medseg.ops.device import choose_device
 
-__all__ = ["processes_together"]
+__all__ = ["is_first_process", "processes_together"]
 
 # the others wait while the first process reads, validates and writes
 _PATIENCE = timedelta(hours=2)
@@ -29,19 +30,59 @@ def processes_together(device: str) -> Iterator[torch.device]:
         The device of this process.
 
     Raises:
-        ConfigError: If there is no such device.
+        ConfigError: If there is no such device, or ``processes`` if the environment speaks of
+            several processes and does not say how they meet.
+        ResourceError: ``processes-apart`` if they do not find each other.
     """
     place = choose_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if _started_together() < 2 or dist.is_initialized():
         yield place
         return
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ResourceError(
+            "processes",
+            expected="to meet the others at MASTER_ADDR and MASTER_PORT",
+            found=str(error).splitlines()[0],
+            remedy="start all of them by one torchrun command on each machine, with a free port",
+            code="processes-apart",
+        ) from error
     try:
         yield place
     finally:
         dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process prints the result: the only one, or rank 0 of several."""
+    return _started_together() < 2 or os.environ["RANK"] == "0"
+
+
+def _started_together() -> int:
+    """How many processes torchrun started; 1 without it.
+
+    Raises:
+        ConfigError: ``processes``.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1":
+        return 1
+    numbers = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    wrong += [name for name in ("MASTER_ADDR",) if not os.environ.get(name)]
+    if wrong:
+        raise ConfigError(
+            "environment",
+            expected="all of WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun "
+            "sets them, or no WORLD_SIZE",
+            found=f"WORLD_SIZE={count} and no usable {', '.join(wrong)}",
+            remedy="start the processes by torchrun, or unset WORLD_SIZE to train in one",
+            code="processes",
+        )
+    return int(count)

@@ -117,6 +117,17 @@ def check_data(settings: RunSettings, data: DataList) -> None:
             remedy="list the dataset's channels in its order",
             code="dataset-channels",
         )
+    given = [channel.name for channel in settings.inputs.channels]
+    ours, theirs = ([name.casefold() for name in names] for names in (given, data.channels))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise ConfigError(
+            "inputs.channels",
+            expected=f"the channels in the order of the dataset {data.name!r}: "
+            f"{', '.join(data.channels)}",
+            found=", ".join(given),
+            remedy="list them in that order: they are taken by their place, not by their name",
+            code="dataset-channels",
+        )
     if data.layout == "transunet" and settings.inputs.channels[0].scaled_hu is None:
         low, high = SCALED_HU
         raise ConfigError(

@@ -17,6 +17,7 @@ from medseg.data.splits import (
     PARTS,
     PUBLISHED,
     Split,
+    check_single,
     draw_folds,
     draw_split,
     holds_split,
@@ -144,7 +145,8 @@ def read_datalist(
         layout: A member of :data:`~medseg.data.layouts.LAYOUTS`, or ``auto``.
         split: A published split (:data:`~medseg.data.splits.PUBLISHED`), ``5-fold``, or a split
             file, looked for in the dataset's folder, then from the current directory.
-        fold: Which fold of ``5-fold`` or of a file of folds, counted from 0.
+        fold: Which fold of ``5-fold`` or of a file of folds, counted from 0; another than 0 is
+            refused where there are no folds.
         validation_fraction: Share of the patients drawn for validation where nothing else divides.
         seed: Seed of that draw, and of the five folds.
         scheme: Name of a label scheme, see :func:`~medseg.data.layouts.list_cases`.
@@ -217,6 +219,8 @@ def divide(
             return read_split_file(path, cases, listing.problems, fold=fold)
         note = f"; {path.name} in the folder holds no split"
     listing.check_complete()
+    if split != FOLDS:
+        check_single(fold, "a draw" if split is None else f"the split {split}")
     if split is not None and split in PUBLISHED:
         return published_split(split, cases, where)
     if split == FOLDS:

@@ -27,6 +27,7 @@ __all__ = [
     "PUBLISHED",
     "Split",
     "SplitError",
+    "check_single",
     "draw_folds",
     "draw_split",
     "holds_split",
@@ -293,6 +294,8 @@ def read_split_file(
                 code="split-fold",
             )
         content, source = content[fold], f"fold {fold} of the file {path.name}"
+    else:
+        check_single(fold, f"the file {path.name}")
     if not isinstance(content, Mapping):
         damaged(path, expected="a JSON object", found=type(content).__name__)
     parts = {
@@ -317,6 +320,22 @@ def read_split_file(
             code="split-incomplete",
         )
     return Split(parts["train"], parts["validation"], parts["test"], source)
+
+
+def check_single(fold: int, source: str) -> None:
+    """Refuse a fold other than 0 of a rule that makes one division: it would be passed over.
+
+    Raises:
+        ConfigError: ``split-fold``.
+    """
+    if fold:
+        refuse(
+            "data.fold",
+            expected=f"0, since {source} is one division and not folds",
+            found=str(fold),
+            remedy=f"leave it out, or set data.split to {FOLDS} or to a file of folds",
+            code="split-fold",
+        )
 
 
 def _parsed(path: Path) -> Any:  # noqa: ANN401 - parsed JSON

@@ -113,6 +113,7 @@ def data_split(
     layout: Annotated[str, _LAYOUT] = "auto",
     scheme: Annotated[str | None, _SCHEME] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other folds.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write five folds, by patient, as a split file for `data.split` and for nnU-Net."""
     from medseg.data.layouts import list_cases  # noqa: PLC0415
@@ -131,6 +132,10 @@ def data_split(
     held_out = listing.parts.get("test", ())
     folds = draw_folds(listing.cases, seed, str(folder), held_out=held_out)
     save_folds(out, folds)
+    if as_json:
+        counts = [len(fold.validation) for fold in folds]
+        print_json({"folds": {"file": str(out), "seed": seed, "validation_cases": counts}})
+        return
     sizes = ", ".join(str(len(fold.validation)) for fold in folds)
     typer.echo(f"five folds of {sizes} validation cases in {out}")
 

@@ -145,12 +145,15 @@ def retry(
 
 
 @answering
-def report(out: Out, ledger: LedgerFile = None) -> None:
+def report(out: Out, ledger: LedgerFile = None, as_json: Json = False) -> None:
     """Write cohort.csv and index.html from the ledger as it is now."""
     from pipelines.cohort import write_cohort  # noqa: PLC0415
 
     with _opened(out, ledger, read_only=True) as opened:
         write_cohort(opened, out)
+    if as_json:
+        print_json({"files": [str(out / "cohort.csv"), str(out / "index.html")]})
+        return
     typer.echo(f"wrote {out / 'cohort.csv'} and {out / 'index.html'}")
 
 

@@ -103,6 +103,7 @@ def train(
             as_json=as_json,
         )
         return
+    from pipelines.torchrun import is_first_process  # noqa: PLC0415
     from pipelines.train import train_from_command  # noqa: PLC0415
 
     result = train_from_command(
@@ -116,7 +117,8 @@ def train(
         resume=resume,
         start=start,
     )
-    _print_result(result, as_json=as_json)
+    if is_first_process():
+        _print_result(result, as_json=as_json)
     if not result.finished:
         raise typer.Exit(130)
     if not result.steps:
@@ -179,6 +181,7 @@ def _cross_validate(
         summarised,
     )
     from pipelines.tables import print_table  # noqa: PLC0415
+    from pipelines.torchrun import is_first_process  # noqa: PLC0415
 
     data, out, budget, seed, device, resume, overwrite = options
     folder, scores = cross_validate_from_command(
@@ -193,6 +196,8 @@ def _cross_validate(
         resume=resume,
         overwrite=overwrite,
     )
+    if not is_first_process():
+        return
     means = {f"fold {one.fold}": summarised(one.dice) for one in scores}
     every = {case: dice for one in scores for case, dice in one.dice.items()}
     means["all"] = summarised(every)

@@ -136,7 +136,7 @@ def test_a_folder_that_is_absent_or_no_dataset_is_refused(tmp_path):
 
 def test_a_missing_file_is_named(root):
     (root / "imagesTr" / "case_02.nii.gz").unlink()
-    with pytest.raises(ConfigError, match=r"case_02.nii.gz: expected a file listed in dataset"):
+    with pytest.raises(ConfigError, match=r"the file imagesTr/case_02.nii.gz, listed in dataset"):
         read_datalist(root)
 
 

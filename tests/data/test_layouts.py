@@ -121,6 +121,14 @@ def test_a_scan_without_labels_is_named(copy):
         read_datalist(root)
 
 
+def test_labels_without_a_scan_are_named(copy):
+    root = copy("synapse")
+    (root / "img" / "img0005.nii.gz").unlink()
+    assert problem(root).error.code == "modality-missing"
+    with pytest.raises(ConfigError, match="case case0005: expected a scan of that number in img"):
+        read_datalist(root)
+
+
 def test_a_scheme_with_other_structures_is_refused(phantom):
     with pytest.raises(ConfigError, match="expected structures of 'btcv-13', found 'left ventric"):
         list_cases(phantom("synapse"), scheme="acdc")
@@ -445,6 +453,22 @@ def test_an_incomplete_nnunet_case_is_named(copy, file, code, words):
     assert problem(root).error.code == code
     with pytest.raises(ConfigError, match=f"case hippocampus_001: expected {words}"):
         read_datalist(root)
+
+
+def test_labels_without_any_image_are_an_incomplete_nnunet_case(copy):
+    root = copy("nnunet")
+    (root / "imagesTr" / "hippocampus_001_0000.nii.gz").unlink()
+    assert problem(root).error.code == "modality-missing"
+    with pytest.raises(ConfigError, match=r"case hippocampus_001: .*none ending in _0000\.nii\.gz"):
+        read_datalist(root)
+
+
+def test_an_nnunet_dataset_without_its_folders_is_refused(copy):
+    root = copy("nnunet")
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.rmtree(root / folder)
+    with pytest.raises(ConfigError, match="at least one labelled case in the layout 'nnunet'"):
+        list_cases(root, "nnunet")
 
 
 @pytest.mark.parametrize("layout", ["msd", "nnunet"])

@@ -18,11 +18,12 @@ from medseg.errors import ConfigError, FormatError, GeometryError
 from medseg.io.dicom_seg import Algorithm, write_seg
 from medseg.io.dicom_seg_labels import read_segment_scheme
 from medseg.io.dicom_series import read_dicom_series
+from medseg.io.modality import modality_of_file
 from medseg.io.rtstruct import write_rtstruct
 from medseg.io.segment_names import segment_label
 from tests.data.test_layouts import problem
 from tests.io.test_dicom_seg import read_and_label
-from tests.series import small_series, spoil
+from tests.series import small_series, spoil, spoil_all
 
 # A list of paths
 
@@ -246,6 +247,22 @@ def test_dicom_series_are_read_with_the_segmentations_drawn_on_them(archive):
             wanted = next(one.value for one in scheme.labels if segment_label(one) == name)
             found = labels.data_ijk == by_label[name].value
             assert np.array_equal(found, original.data_ijk == wanted)
+
+
+def test_the_channel_of_dicom_series_is_called_after_their_modality(archive):
+    assert list_cases(archive).channels == ("MR",)
+    spoil_all(archive / "case 1" / "series", lambda header: setattr(header, "Modality", "CT"))
+    assert list_cases(archive).channels == ("image",)
+    spoil_all(archive / "case 2" / "series", lambda header: setattr(header, "Modality", "CT"))
+    assert list_cases(archive).channels == ("CT",)
+    assert modality_of_file(archive / "nothing.dcm") == ""
+
+
+def test_a_segmentation_without_its_series_is_named(archive):
+    shutil.rmtree(archive / "case 1" / "series")
+    found = problem(archive).error
+    assert found.code == "no-images"
+    assert "the image series that the SEG was drawn on, found none; add the series" in str(found)
 
 
 def test_nothing_that_names_a_person_is_in_ids_or_messages(archive):

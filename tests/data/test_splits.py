@@ -122,6 +122,16 @@ def test_folds_that_no_longer_fit_the_dataset_are_refused(phantom, tmp_path):
         read_datalist(root, split="5-fold", fold=5)
 
 
+def test_a_fold_of_what_is_no_folds_is_refused_and_not_passed_over(phantom, tmp_path):
+    root = copied(phantom, tmp_path)
+    with pytest.raises(ConfigError, match="expected 0, since a draw is one division and not folds"):
+        read_datalist(root, fold=2)
+    drawn = read_datalist(root)
+    (root / "split.json").write_text(json.dumps(drawn.split()))
+    with pytest.raises(ConfigError, match=r"data\.fold: expected 0, since the file split.json is"):
+        read_datalist(root, fold=2)
+
+
 def test_folds_of_a_folder_that_cannot_be_written_are_drawn_each_time(phantom, tmp_path):
     root = copied(phantom, tmp_path)
     path = folds_path(root, 0)

@@ -191,6 +191,8 @@ def test_retry_sends_cases_back_and_report_writes_the_tables_again(model, data, 
     (out / "cohort.csv").unlink()
     run("studies", "report", out)
     assert (out / "cohort.csv").read_text(encoding="utf-8").count("done") == 3
+    answer = json.loads(run("studies", "report", out, "--json").stdout)
+    assert answer["files"] == [str(out / "cohort.csv"), str(out / "index.html")]
     nothing = run("studies", "status", tmp_path, code=2)
     assert "expected the ledger of a batch run, found none" in nothing.stderr
 

@@ -2,15 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from medseg.core import LabelScheme
+from medseg.core import LabelMap, LabelScheme
 from medseg.data.datalist import read_datalist
 from medseg.data.phantoms import write_phantom
 from medseg.data.schemes import SCHEMES
+from medseg.io.dicom_seg import Algorithm, write_seg
+from medseg.io.reading import read_image
 from pipelines.cli import app
+from tests.series import small_series
 
 
 def run(*arguments):
@@ -64,6 +68,9 @@ def test_folds_are_written_once(acdc, tmp_path):
     assert "five folds of 2, 2, 2, 2, 2" in result.stdout
     data = read_datalist(acdc, split=str(out), fold=4)
     assert len(data.validation) == 2
+    answer = json.loads(run("split", acdc, "-o", tmp_path / "more.json", "--json").stdout)
+    assert answer["folds"]["validation_cases"] == [2, 2, 2, 2, 2]
+    assert (tmp_path / "more.json").read_text() == out.read_text()
     again = run("split", acdc, "-o", out)
     assert again.exit_code == 2
     assert "a name that is still free" in again.stderr
@@ -102,3 +109,32 @@ def test_the_line_of_the_split_says_which_cases_cannot_be_used(tmp_path):
     result = run("check", root, "--jobs", 1)
     assert result.exit_code == 1
     assert "3 to train (2 with errors), 1 to validate: " in result.stdout
+
+
+def test_folders_of_dicom_cases_are_shown_on_request_alone(tmp_path):
+    root = tmp_path / "archive"
+    for name in ("Mueller", "Meier"):
+        (root / name).mkdir(parents=True)
+        small_series(root / name / "series", patient_id=name)
+    scan = read_image(root / "Mueller" / "series")
+    data = np.zeros(scan.volume.grid.shape_ijk, np.uint8)
+    data[1, 1, 1] = 1
+    labels = LabelMap(data, scan.volume.grid, LabelScheme.plain("one", {1: "ball"}))
+    write_seg(labels, root / "Mueller" / "seg.dcm", scan.source, algorithm=Algorithm("test", "1"))
+    hidden = run("check", root, "--jobs", 1)
+    assert hidden.exit_code == 1
+    assert "folder 1 of 2" in hidden.stdout
+    assert "layout dicom, channels MR, labels dicom: 1 of 2 cases" in hidden.stdout
+    assert "Mueller" not in hidden.stdout
+    assert "Meier" not in hidden.stdout
+    shown = run("check", root, "--jobs", 1, "--show-folders")
+    assert "Meier" in shown.stdout
+    answer = json.loads(run("check", root, "--jobs", 1, "--show-folders", "--json").stdout)
+    (case,) = [case["case"] for case in answer["cases"]]
+    assert answer["folders"] == {"folder 1 of 2": "Meier", case: "Mueller/series"}
+    assert "folders" not in json.loads(run("check", root, "--jobs", 1, "--json").stdout)
+
+
+def test_other_layouts_have_no_folders_to_show(acdc):
+    answer = json.loads(run("check", acdc, "--jobs", 1, "--show-folders", "--json").stdout)
+    assert answer["folders"] == {}

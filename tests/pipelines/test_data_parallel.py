@@ -1,13 +1,15 @@
 """Two processes train as one does."""
 
 import json
+import socket
 
 import pytest
 import torch
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, ResourceError
 from medseg.training.ranks import Ranks
 from medseg.training.settings import parse_settings
+from pipelines.torchrun import is_first_process, processes_together
 from pipelines.train import train
 from tests.forked import in_two_processes, started
 from tests.tiny_dataset import tiny_settings, write_dataset
@@ -108,3 +110,51 @@ def test_common_batch_statistics_need_gpus():
     converted = Three().with_common_statistics(network, torch.device("cuda"))
     assert isinstance(converted[0], torch.nn.SyncBatchNorm)
     assert Ranks().with_common_statistics(network, torch.device("cpu")) is network
+
+
+def environment(monkeypatch, **values):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name in values:
+            monkeypatch.setenv(name, values[name])
+        else:
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no usable RANK, LOCAL_RANK, MASTER_PORT, MASTER_A"),
+        ({"WORLD_SIZE": "all"}, "WORLD_SIZE=all and no usable WORLD_SIZE, RANK"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"},
+            "no usable MASTER_PORT; start the processes by torchrun, or unset WORLD_SIZE",
+        ),
+    ],
+)
+def test_an_environment_of_half_a_group_of_processes_is_refused(monkeypatch, values, words):
+    environment(monkeypatch, **values)
+    with pytest.raises(ConfigError, match=words) as caught, processes_together("cpu"):
+        pass
+    assert caught.value.code == "processes"
+
+
+def test_processes_that_cannot_meet_say_so(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        values = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        environment(monkeypatch, **values, MASTER_PORT=str(taken.getsockname()[1]))
+        words = "to meet the others at MASTER_ADDR"
+        with pytest.raises(ResourceError, match=words) as caught, processes_together("cpu"):
+            pass
+    assert caught.value.code == "processes-apart"
+
+
+def test_of_several_processes_the_first_prints_the_result(monkeypatch):
+    environment(monkeypatch)
+    assert is_first_process()
+    others = {"LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    environment(monkeypatch, WORLD_SIZE="2", RANK="1", **others)
+    assert not is_first_process()
+    environment(monkeypatch, WORLD_SIZE="2", RANK="0", **others)
+    assert is_first_process()

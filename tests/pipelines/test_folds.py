@@ -146,8 +146,34 @@ def test_folds_that_are_done_are_left_alone_and_one_that_was_broken_off_goes_on(
     assert trained == [(1, 1)], "one step was missing"
     assert (tmp_path / "fold_0" / "model" / "weights.safetensors").stat().st_mtime_ns == first
     assert set(json.loads((tmp_path / "cv.json").read_text())["folds"]) == {"0", "1"}
-    with pytest.raises(ConfigError, match=r"3 folds, found no finished fold 2"):
+    with pytest.raises(ConfigError, match=r"3 folds with predictions.*found no finished fold 2"):
         choose_ensemble([tmp_path], data_root=root, out=tmp_path)
+
+
+def test_a_fold_that_has_not_predicted_all_its_cases_is_not_finished(tmp_path, trained, root):
+    shutil.copytree(trained / "short", tmp_path / "short")
+    next((tmp_path / "short" / "fold_0" / "validation").glob("*.nii.gz")).unlink()
+    with pytest.raises(ConfigError, match="no finished fold 0; train the rest with") as caught:
+        choose_ensemble([tmp_path / "short"], data_root=root, out=tmp_path)
+    assert caught.value.code == "folds-missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("run.json", "{", "run.json: expected the file as the training wrote it, found"),
+        ("run.json", "[]", "found a file without 'finished'"),
+        ("split.json", "{}", "split.json: .*found a file without 'train'"),
+    ],
+)
+def test_a_damaged_file_of_a_fold_is_named(tmp_path, trained, root, name, text, words):
+    shutil.copytree(trained / "short", tmp_path / "short")
+    (tmp_path / "short" / "fold_0" / name).write_text(text)
+    count = len(json.loads((tmp_path / "short" / "folds.json").read_text())["folds"])
+    options = {"count": count, "folder": tmp_path / "short", "data_root": root, "resume": True}
+    with pytest.raises(FormatError, match=words) as caught:
+        train_folds(configuration(3), (0,), **options)
+    assert caught.value.code == "run-file"
 
 
 def test_a_division_of_other_cases_or_folds_is_refused(tmp_path, trained, root):

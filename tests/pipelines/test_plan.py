@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -139,6 +140,27 @@ def test_options_that_cannot_be_meant_are_refused_before_any_case_is_read(folder
         done = CliRunner().invoke(app, ["plan", str(folder / "Balls"), *options])
         assert done.exit_code == 2
         assert words in done.stderr
+
+
+@pytest.mark.parametrize(("place", "network"), [("cpu", "revunet"), ("cuda", "neunet")])
+def test_without_a_model_the_network_is_chosen_by_the_device(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, network: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_module, "choose_device", lambda device: torch.device(place))
+
+    def tried(planner: Planner, memory_bytes: int, device: str, listener: Silent) -> object:
+        assert device == place
+        return planner.plan(memory_bytes), DryStep(10**8, 0.5)
+
+    monkeypatch.setattr(plan_module, "tried_plan", tried)
+    command = ["plan", str(folder / "Balls"), "--memory", "4GB", "--jobs", "1", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)["plan"]
+    assert answer["settings"]["network"]["name"] == network
+    assert answer["file"] == f"{network}_balls.yaml"
+    assert load_settings(Path(answer["file"])).network.name == network
 
 
 def test_an_ignore_label_of_the_dataset_must_be_that_of_the_settings(folder: Path) -> None:

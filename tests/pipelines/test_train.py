@@ -1,6 +1,7 @@
 """Training runs of seconds on a dataset of tiny cases."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from medseg.core import Volume
+from medseg.data.datalist import read_datalist
 from medseg.errors import ConfigError, ResourceError
 from medseg.events import Cancelled, Silent
 from medseg.io.nifti import read_nifti
@@ -28,6 +30,7 @@ from medseg.training.checkpoint import load_checkpoint
 from medseg.training.settings import load_settings, parse_settings
 from pipelines.cli import app
 from pipelines.train import read_data, train, train_from_command
+from pipelines.training_checks import check_data
 from pipelines.training_report import write_training_report
 from tests.tiny_dataset import tiny_settings, write_dataset
 
@@ -345,6 +348,17 @@ def test_settings_that_do_not_fit_network_or_dataset_are_refused(tmp_path, root,
     with pytest.raises(ConfigError, match=words):
         run(tmp_path / "run", root, content)
     assert not (tmp_path / "run").exists()
+
+
+def test_channels_in_another_order_than_the_datasets_are_refused(root):
+    settings = parse_settings(
+        changed("inputs", channels=[{"name": "flair"}, {"name": "T1"}]), where="x"
+    )
+    data = dataclasses.replace(read_datalist(root), channels=("T1", "FLAIR"))
+    with pytest.raises(ConfigError, match="order of the dataset 'Balls': T1, FLAIR, found flair"):
+        check_data(settings, data)
+    check_data(settings, dataclasses.replace(data, channels=("FLAIR", "T1")))
+    check_data(settings, dataclasses.replace(data, channels=("T2", "T1")))  # other names
 
 
 def test_the_command_overrides_seed_and_device_and_writes_them_down(tmp_path, root, monkeypatch):

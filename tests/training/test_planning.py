@@ -7,11 +7,13 @@ from math import prod
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.core import LabelScheme
 from medseg.data.fingerprint import CaseGrid, ChannelFacts, ClassFacts, Fingerprint
+from medseg.data.layouts.transunet import SCALED_HU
 from medseg.errors import ConfigError, ResourceError
 from medseg.models.card import ClipZScore, ZScore
 from medseg.models.table import NETWORKS
@@ -257,6 +259,19 @@ def test_ct_is_clipped_at_the_percentiles_of_its_structures_and_mr_is_not() -> N
         assert mr.normalisation == ZScore(nonzero_only=only)
     (ct,) = planner(fingerprint(modality="CT", nonzero=0.5)).plan(1e12).settings.inputs.channels
     assert isinstance(ct.normalisation, ClipZScore)
+
+
+def test_the_plan_says_what_transunets_zero_and_one_stand_for_and_of_others_nothing() -> None:
+    facts = fingerprint(modality="CT")
+    plan = planner(replace(facts, layout="transunet")).plan(1e12)
+    (channel,) = plan.settings.inputs.channels
+    assert channel.scaled_hu == SCALED_HU == (-125.0, 275.0)
+    assert "TransUNet's preprocessing" in plan.reasons["inputs.channels.0.scaled_hu"]
+    written = yaml.safe_load(commented_yaml(plan.content, plan.reasons))
+    assert written["inputs"]["channels"][0]["scaled_hu"] == [-125.0, 275.0]
+    other = planner(facts).plan(1e12)
+    assert other.settings.inputs.channels[0].scaled_hu is None
+    assert "inputs.channels.0.scaled_hu" not in other.reasons
 
 
 @pytest.mark.parametrize(

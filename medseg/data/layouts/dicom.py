@@ -4,7 +4,7 @@ The segmentation is a DICOM SEG or, where there is none, an RT structure set. It
 give the label scheme: structures of one name are one label across cases; for ROIs capitals, spaces
 and underscores do not count. Names of folders and identifiers often name a person, so cases and
 patients are called by hashes of their identifiers; messages tell a folder by its place in the order
-of names.
+of names. The channel is called after the modality of the series, where all have the same.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from medseg.io.dicom_folders import (
     read_objects,
 )
 from medseg.io.dicom_labels import is_rtstruct, read_label_scheme
+from medseg.io.modality import modality_of_file
 from medseg.io.segment_names import plain_name
 
 __all__ = ["case_folders", "is_dicom", "list_dicom"]
@@ -52,6 +53,7 @@ def list_dicom(root: Path, scheme: str | None = None) -> Listing:
     """
     cases: list[Case] = []
     problems: list[Problem] = []
+    modalities: set[str] = set()
     for name, folder in case_folders(root).items():
         objects = read_objects(folder)
         if not objects:
@@ -59,6 +61,9 @@ def list_dicom(root: Path, scheme: str | None = None) -> Listing:
         found = _case(name, objects)
         if isinstance(found, Case):
             cases.append(found)
+            images = (one.path for one in objects if one.kind == "image")
+            first = next(path for path in images if found.images[0] in path.parents)
+            modalities.add(modality_of_file(first))
         else:
             problems.append(found)
     cases.sort(key=lambda case: case.id)
@@ -66,13 +71,18 @@ def list_dicom(root: Path, scheme: str | None = None) -> Listing:
     return Listing(
         layout="dicom",
         name="DICOM",
-        channels=("image",),
+        channels=(_channel(modalities),),
         scheme=wanted,
         is_named=wanted.name in SCHEMES,
         cases=tuple(cases),
         problems=tuple(problems),
         notes=_notes(cases),
     )
+
+
+def _channel(modalities: Collection[str]) -> str:
+    """The modality that all series have, which tells how intensities are normalised."""
+    return next(iter(modalities)) if len(modalities) == 1 and "" not in modalities else "image"
 
 
 def _notes(cases: Sequence[Case]) -> tuple[str, ...]:
@@ -109,13 +119,21 @@ def _case(name: str, objects: Sequence[DicomObject]) -> Case | Problem:
     own = [one.path for one in images if one.series == wanted]
     folder = _common_folder(own) if own else drawn.path.parent
     others = [one for one in images if one.series != wanted and folder in one.path.parents]
+    if not own and not series:
+        return case_problem(
+            name,
+            expected=f"the image series that the {drawn.kind} was drawn on",
+            found="none",
+            remedy="add the series to the folder, or take the folder out",
+            code="no-images",
+        )
     if not own or others or (len(series) > 1 and wanted != drawn.refers_to):
         return case_problem(
             name,
             expected=f"the series that the {drawn.kind} was drawn on, in a folder of its own",
             found=f"{len(series)} series",
             remedy=f"keep each series in its own folder and leave one {drawn.kind}",
-            code="series-ambiguous" if series else "no-images",
+            code="series-ambiguous",
         )
     return Case(f"series_{wanted}", (folder,), drawn.path, patient=drawn.patient)
 

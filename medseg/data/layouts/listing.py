@@ -152,7 +152,7 @@ def inside(index_path: Path, root: Path, listed: object) -> Path:
     if not path.is_file():
         refuse(
             path,
-            expected=f"a file listed in {index_path.name}",
+            expected=f"the file {relative}, listed in {index_path.name}",
             found="no such file",
             remedy=f"complete the dataset or take the case out of {index_path.name}",
             code="dataset-file-missing",

@@ -137,11 +137,13 @@ def _cases(
 ) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     images: dict[str, dict[int, Path]] = defaultdict(dict)
-    for path in sorted((root / "imagesTr").iterdir()):
-        match = pattern.fullmatch(path.name)
-        # macOS leaves ._NAME beside every file that it copies
-        if match and not path.name.startswith("."):
+    for path in _files(root / "imagesTr"):
+        if match := pattern.fullmatch(path.name):
             images[match[1]][int(match[2])] = path
+    # a label map whose images are all missing is a case too
+    for path in _files(root / "labelsTr"):
+        if path.name.endswith(ending):
+            images.setdefault(path.name.removesuffix(ending), {})
     cases, problems = [], []
     for name, found in sorted(images.items()):
         label = root / "labelsTr" / f"{name}{ending}"
@@ -152,7 +154,7 @@ def _cases(
                     name,
                     expected=f"an image for each of the {channels} channels",
                     found=f"none ending in _{missing[0]:04d}{ending}",
-                    remedy="complete the case or take its files out of imagesTr",
+                    remedy="complete the case or take its files out of imagesTr and labelsTr",
                     code="modality-missing",
                 )
             )
@@ -170,3 +172,11 @@ def _cases(
             files = tuple(found[number] for number in range(channels))
             cases.append(Case(name, files, label, patient_of(name), ignore_value=ignored))
     return tuple(cases), tuple(problems)
+
+
+def _files(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of name; nothing where there is none."""
+    if not folder.is_dir():
+        return []
+    # macOS leaves ._NAME beside every file that it copies
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]

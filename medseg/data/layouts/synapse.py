@@ -51,11 +51,20 @@ def list_synapse(root: Path, scheme: str | None = None) -> Listing:
     cases, problems = [], []
     for images, labels in list(_folders(root))[:1]:
         by_number = dict(_numbered(labels, _LABEL))
-        for number, image in sorted(_numbered(images, _IMAGE)):
+        scans = dict(_numbered(images, _IMAGE))
+        for number in sorted(scans.keys() | by_number.keys()):
             name = f"case{number}"
-            if number in by_number:
-                cases.append(Case(name, (image,), by_number[number], recode=recode))
-            else:
+            if number not in scans:
+                problems.append(
+                    case_problem(
+                        name,
+                        expected=f"a scan of that number in {images.name}",
+                        found="no such file",
+                        remedy="add the scan or take its label map out of the folder",
+                        code="modality-missing",
+                    )
+                )
+            elif number not in by_number:
                 problems.append(
                     case_problem(
                         name,
@@ -65,6 +74,8 @@ def list_synapse(root: Path, scheme: str | None = None) -> Listing:
                         code="label-missing",
                     )
                 )
+            else:
+                cases.append(Case(name, (scans[number],), by_number[number], recode=recode))
     return Listing(
         layout="synapse",
         name="Synapse",
