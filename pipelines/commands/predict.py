@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -505,3 +506,8 @@ def _print_rows(batch: Batch, ended: list[CaseRow], unfinished: list[str], out: 
     done = sum(row.state == "done" for row in ended)
     every = len(ended) + len(unfinished)
     typer.echo(f"{done} of {every} cases segmented and verified in {out}. {NOTICE}")
+    if any(row.state in ("failed", "incomplete") for row in ended):
+        ledger = batch.job.order.ledger
+        words = ["medseg", "studies", "status", str(out), "--failed", "--log-phi"]
+        words += ["--ledger", str(ledger)] if ledger else []
+        typer.echo(f"why, and which images these are: {shlex.join(words)}", err=True)

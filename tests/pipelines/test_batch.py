@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -145,6 +146,15 @@ def test_what_a_run_did_not_make_is_not_replaced_even_after_a_failure(model, dat
     assert answer["cases"][0]["code"] == "output-exists"
     assert (out / "b_dseg.nii.gz").read_bytes() == b"by hand"
     assert states(predict(data / "b.nii", "-m", model, "-o", out, "--overwrite")) == {"b": "done"}
+
+
+def test_the_line_below_the_table_leads_to_the_image_that_failed(model, tmp_path):
+    (tmp_path / "bad.nii").write_bytes(b"")
+    out, ledger = tmp_path / "my out", tmp_path / "ledger.sqlite"
+    done = run("predict", tmp_path / "bad.nii", "-m", model, "-o", out, "--ledger", ledger, code=1)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("why, and which"))
+    shown = json.loads(run(*shlex.split(line.partition(": medseg ")[2]), "--json").stdout)
+    assert shown["cases"][0]["images"] == {"": str(tmp_path / "bad.nii")}
 
 
 def test_a_bad_case_is_named_and_redone_once_it_is_mended(model, data, tmp_path):
