@@ -96,7 +96,13 @@ def _step(content: dict[str, Any], device_name: str) -> DryStep | None:
     settings = complete_settings(parse_settings(content, where="plan"))
     training = settings.training
     device = torch.device(device_name)
-    torch.zeros(1, device=device)  # what a device needs for itself is there before
+    # what a device needs for itself, and what networks and optimisers load when they are first
+    # used, is there before
+    torch.zeros(1, device=device)
+    import torch._dynamo  # noqa: PLC0415
+
+    with torch.device("meta"):
+        build_volume_network(settings.network, settings.inputs)
     before = psutil.Process().memory_info().rss
     batch = training.batch_size * training.samples_per_case
     try:

@@ -271,16 +271,16 @@ def test_closing_gives_the_layer_back_with_its_history():
 def test_a_layer_read_by_medseg_keeps_its_table_and_is_autosaved(tmp_path, monkeypatch):
     from napari.layers import Labels
 
+    from medseg.io.reading import read_image_or_labels
     from medseg_napari._layers import labels_layer
     from medseg_napari._origin import origin_of
-    from medseg_napari._reader import _read_as_it_is
     from medseg_napari.editing import autosave
 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(autosave, "_runs", lambda header: False)
     path = tmp_path / "labels.nii.gz"
     write_nifti_image(path, oblique_grid())
-    data, settings, _ = labels_layer(_read_as_it_is(path), "labels", str(path), scheme=None)
+    data, settings, _ = labels_layer(read_image_or_labels(path), "labels", str(path), scheme=None)
     layer = Labels(data, **settings)
     editing = start_editing(layer)
     controller = editing.controller
@@ -295,7 +295,7 @@ def test_a_layer_read_by_medseg_keeps_its_table_and_is_autosaved(tmp_path, monke
     editing.close()  # not saved
     [left] = autosave.recoverable()
     read_again = Labels(data.copy(), **settings)
-    read_again.data[:] = labels_layer(_read_as_it_is(path), "labels", str(path))[0]
+    read_again.data[:] = labels_layer(read_image_or_labels(path), "labels", str(path))[0]
     again = start_editing(read_again)
     assert left.header.key == autosave.source_key(
         identity_of(origin_of({"metadata": read_again.metadata}))
