@@ -1,9 +1,8 @@
 """Work on many files, in several threads where waiting for them is what takes the time.
 
 Python's lock lets one thread compute at a time. Where files lie in memory or on a fast disk,
-parsing them is nearly all of the work, and threads only hand the lock to each other: a series of
-300 slices was read twice as fast by one thread as by sixteen. Over a network most of the time is
-waiting, which threads do together.
+parsing them is nearly all of the work, and threads only hand the lock to each other, which costs
+more than it gains. Over a network most of the time is waiting, which threads do together.
 """
 
 from __future__ import annotations

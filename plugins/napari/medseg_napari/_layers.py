@@ -24,6 +24,7 @@ __all__ = [
     "labels_layer",
     "layer_of_labels",
     "plain_scheme",
+    "whole_values",
 ]
 
 DOUBT_KEY = "medseg_doubt"
@@ -111,17 +112,18 @@ def plain_scheme(values: list[int]) -> LabelScheme:
 
 def _as_labels(scan: Scan, scheme: LabelScheme | None, where: str) -> LabelMap:
     if scheme is None:
-        scheme = plain_scheme(_values_of(scan.volume.data_cijk[0]))
+        scheme = plain_scheme(whole_values(scan.volume.data_cijk[0]))
     return labels_from_voxels(scan.volume, scheme, where)
 
 
-def _values_of(data_ijk: npt.NDArray[Any]) -> list[int]:
-    """Which whole numbers from 0 to 65535 there are; others are refused by the caller."""
-    if data_ijk.dtype in (np.uint8, np.uint16):
-        return present_values(data_ijk)
+def whole_values(data: Any) -> list[int]:  # noqa: ANN401 - numpy's, or a lazy array of a layer
+    """Which whole numbers from 0 to 65535, as labels may be, an array of any type holds."""
+    if data.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        return present_values(np.asarray(data))
     seen: set[int] = set()
-    for plane in np.moveaxis(data_ijk, int(np.argmax(np.abs(data_ijk.strides))), 0):
-        values = np.unique(plane)
+    slowest = int(np.argmax(np.abs(data.strides))) if isinstance(data, np.ndarray) else 0
+    for plane in np.moveaxis(data, slowest, 0):
+        values = np.unique(np.asarray(plane))
         whole = (values >= 0) & (values <= 65535) & (values == np.rint(values))
         seen.update(int(value) for value in values[whole])
     return sorted(seen)

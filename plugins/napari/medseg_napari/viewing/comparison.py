@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core import Grid, Label, LabelMap, LabelScheme
-from medseg.core.labelmap import present_values
 from medseg.metrics.case import check_one_grid, measure_case
 from medseg.metrics.kernels import count_pairs
 from medseg.metrics.settings import EvaluationSettings
 from medseg.metrics.structures import label_structures
+from medseg_napari._layers import whole_values
 
 __all__ = [
     "DIFFERENT",
@@ -66,8 +66,8 @@ class Side:
         names = {label.name for label in known}
         more = tuple(
             Label(value, _free(f"label {value}", names), (255, 255, 255))
-            for value in _present(self.data)
-            if 0 < value <= _HIGHEST and value not in values
+            for value in whole_values(self.data)
+            if value and value not in values
         )
         labels = (*known, *more) or (Label(1, "label 1", (255, 255, 255)),)
         return LabelScheme("compared", tuple(sorted(labels, key=lambda one: one.value)))
@@ -267,15 +267,6 @@ class Comparison:
 
 def _dice(first: int, second: int, both: int) -> float:
     return 2 * both / (first + second) if first + second else math.nan
-
-
-def _present(data: Array) -> list[int]:
-    if data.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        return present_values(np.asarray(data))
-    found: set[int] = set()
-    for plane in data:
-        found |= {int(value) for value in np.unique(np.asarray(plane))}
-    return sorted(found)
 
 
 def _is_plain(label: Label) -> bool:
