@@ -286,7 +286,7 @@ def test_it_exports_as_a_graph_and_onnx_runtime_gives_the_same_logits(
     with warnings.catch_warnings(), torch.no_grad():
         # the exporter warns of its own use of things that torch and onnxscript deprecate
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (x,), path, dynamo=True, verbose=False)
+        torch.onnx.export(program, f=path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
