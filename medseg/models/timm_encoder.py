@@ -31,6 +31,9 @@ _OPTIONS = {
     "drop_path_rate": ("takes a rate of stochastic depth", "set drop_path to 0"),
     "img_size": ("takes an image size", "leave the image size out"),
 }
+# timm's networks do not change while a process runs, and trying out one takes a second
+_EXTENTS: dict[tuple[str, int | None], tuple[int, Layout]] = {}
+_WITHOUT_SIZE_OPTION: set[str] = set()
 _ALIKE = 0.6
 _SHOWN = 6
 
@@ -129,13 +132,14 @@ class TimmEncoder(nn.Module):
                 remedy="choose a network of timm; timm.list_models() gives all names",
                 code="encoder-name",
             )
+        if self.name not in _WITHOUT_SIZE_OPTION:
+            try:
+                return self.build_timm_network(features_only=True, strict_img_size=False, **options)
+            except (TypeError, RuntimeError, AttributeError):
+                # only Swin and its kin know that option, which frees them from one image size
+                pass
         try:
-            return self.build_timm_network(features_only=True, strict_img_size=False, **options)
-        except (TypeError, RuntimeError, AttributeError):
-            # only Swin and its kin know that option, which frees them from one image size
-            pass
-        try:
-            return self.build_timm_network(features_only=True, **options)
+            network = self.build_timm_network(features_only=True, **options)
         except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
             refused = [_OPTIONS[option] for option in self._refused_options(**options)]
             raise ConfigError(
@@ -151,6 +155,8 @@ class TimmEncoder(nn.Module):
                 ),
                 code="encoder-options",
             ) from error
+        _WITHOUT_SIZE_OPTION.add(self.name)
+        return network
 
     def _refused_options(self, **options: Any) -> list[str]:  # noqa: ANN401 - timm's own options
         """Those of this encoder's options without which timm would build it."""
@@ -168,6 +174,12 @@ class TimmEncoder(nn.Module):
         return [name for name, value in self._options.items() if not builds(**{name: value})]
 
     def _legal_extents(self, image_size: int | None) -> tuple[int, Layout]:
+        known = (self.name, image_size)
+        if known not in _EXTENTS:
+            _EXTENTS[known] = self._tried_extents(image_size)
+        return _EXTENTS[known]
+
+    def _tried_extents(self, image_size: int | None) -> tuple[int, Layout]:
         coarsest = TIMM_STRIDES[-1]
         listed: Any = self.features.pretrained_cfg
         native = image_size or int(listed["input_size"][-1])

@@ -15,7 +15,7 @@ from medseg.models.table import NETWORKS, build_network
 from pipelines.cli import app
 
 PARTS = ("train", "validation", "test")
-PLANNED_FOR = {"synapse": "macmd", "acdc": "neunet", "brats": "revunet"}
+PLANNED_FOR = {"synapse": "qtseg", "acdc": "neunet", "brats": "revunet"}
 """The network whose plan is trained as it is; the others take its place at their least size."""
 
 
@@ -50,9 +50,9 @@ def test_a_phantom_is_a_dataset_without_errors(dataset: Path) -> None:
 def plan(dataset: Path) -> dict:
     """As planned, but for one step, and numerics that are not measured first."""
     path = dataset.parent / f"{dataset.name}.yaml"
-    options = ("--memory", "400MB", "--device", "cpu", "--jobs", 1, "-o", path)
+    options = ("--memory", "800MB", "--device", "cpu", "--jobs", 1, "-o", path)
     planned = answer_to("plan", dataset, "--model", PLANNED_FOR[dataset.name], *options)["plan"]
-    assert planned["measured_bytes"] <= 400e6
+    assert planned["measured_bytes"] <= 800e6
     settings = yaml.safe_load(path.read_text())
     settings["training"] |= {"steps": 1, "precision": "fp32", "channels_last": False}
     return settings
