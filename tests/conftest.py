@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared/data beside the checkout, which is absent here")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; napari collects garbage whenever layers come and go, and would
+    look through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

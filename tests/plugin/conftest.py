@@ -1,6 +1,8 @@
 """Windows need a screen: without one these tests are skipped, except in CI, where they fail."""
 
+import gc
 import os
+from functools import cache
 
 import pytest
 
@@ -21,7 +23,17 @@ def viewer(qtbot, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     import napari  # noqa: PLC0415 - it takes seconds, and reads NAPARI_CONFIG then
 
+    _keep_what_is_loaded()
     viewer = napari.Viewer(show=True)
     qtbot.wait_exposed(viewer.window._qt_window)
     yield viewer
     viewer.close()
+
+
+@cache
+def _keep_what_is_loaded() -> None:
+    """Once, napari and its window: each layer that comes or goes has garbage collected."""
+    import napari._qt.qt_main_window  # noqa: F401, PLC0415
+
+    gc.collect()
+    gc.freeze()
