@@ -9,11 +9,16 @@ GUI_PACKAGES := xvfb xauth libgl1 libgl1-mesa-dri libegl1 libxkbcommon-x11-0 lib
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 \
 	libdbus-1-3 libfontconfig1
 
-# one process of tests per core, at most 8; `make test TESTS=tests/io WORKERS=0` runs one folder in one
-WORKERS ?= logical
+# a process of tests per core and one more, since some wait; `make test TESTS=tests/io WORKERS=0` runs
+# one folder in one
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0)) + 1))')
 TESTS ?=
 PYTEST := OMP_NUM_THREADS=1 xvfb-run -a -s "-screen 0 1280x1024x24" $(BIN)/python -m pytest \
-	--numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+	--numprocesses $(WORKERS) --dist worksteal
+
+# pip compiles what it installs on one core, tests of other packages too. A few files are templates, or
+# for newer Pythons, and do not compile: whoever imports one is told so.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib || true
 
 .PHONY: setup demo test coverage check format wheel-demo screenshots system-packages clean
 
@@ -24,7 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "medseg needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[napari,dev,benchmarks,cluster]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt \
+		--editable '.[napari,dev,benchmarks,cluster]'
+	$(COMPILE)
 	@touch $@
 
 demo: setup

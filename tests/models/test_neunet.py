@@ -212,8 +212,8 @@ def test_every_stage_has_its_reference_shape(preset: str) -> None:
         assert tuple(a * b for a, b in zip(head.shape[2:], stride, strict=True)) == x.shape[2:]
 
 
-def reference_noise(count_: int, k: int) -> Tensor:
-    j = torch.arange(count_, dtype=torch.int64)
+def reference_noise(count_: int, k: int, first: int = 0) -> Tensor:
+    j = torch.arange(first, first + count_, dtype=torch.int64)
     drawn = j.mul_(1_103_515_245).add_(12_345 + 7_919 * k).bitwise_and_(2**31 - 1)  # modulo 2^31
     return drawn.double().div_(2**31).sub_(0.5)
 
@@ -229,14 +229,15 @@ def fill_with_reference_noise(network: NeUNet) -> None:
     with torch.no_grad():
         for k, (module, name) in enumerate(owners):
             weight = getattr(module, name)
-            noise = reference_noise(weight.numel(), k).reshape(weight.shape)
-            if name == "bias":
-                weight.copy_(0.1 * noise)
-            elif isinstance(module, nn.Conv3d):
-                fan_in = weight[0].numel()
-                weight.copy_(noise * math.sqrt(12) * math.sqrt(2 / fan_in))
-            else:
-                weight.copy_(1 + 0.2 * noise)
+            mean, scale = 0.0, 0.1
+            if name != "bias" and isinstance(module, nn.Conv3d):
+                scale = math.sqrt(12) * math.sqrt(2 / weight[0].numel())
+            elif name != "bias":
+                mean, scale = 1.0, 0.2
+            first = 0
+            for piece in weight.view(-1).split(2**17):  # stays in the processor's cache
+                piece.copy_(reference_noise(len(piece), k, first).mul_(scale).add_(mean))
+                first += len(piece)
 
 
 GOLDEN = {
