@@ -78,7 +78,8 @@ _KEYWORDS = """
     PerformingPhysicianName OperatorsName ManufacturerModelName AnatomicRegionSequence
     PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex OtherPatientIDs
     PatientAge PatientSize PatientWeight EthnicGroup PatientIdentityRemoved
-    DeidentificationMethod ClinicalTrialSponsorName ClinicalTrialProtocolID
+    DeidentificationMethod DeidentificationMethodCodeSequence ClinicalTrialSponsorName
+    ClinicalTrialProtocolID
     ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName ClinicalTrialSubjectID
     ClinicalTrialSubjectReadingID ClinicalTrialTimePointID ClinicalTrialTimePointDescription
     ContrastBolusAgent ContrastBolusAgentSequence ContrastBolusRoute BodyPartExamined

@@ -34,8 +34,6 @@ _OPTIONAL = (
     "PatientAge",
     "PatientSize",
     "PatientWeight",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
     "StudyDescription",
     "ClinicalTrialSponsorName",
     "ClinicalTrialProtocolID",
@@ -45,6 +43,7 @@ _OPTIONAL = (
     "ClinicalTrialSubjectID",
     "ClinicalTrialTimePointID",
 )
+_CODE = ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning")
 _REFERENCES = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -136,7 +135,43 @@ def _slim(header: Dataset, first: Dataset, step_mm: float) -> Dataset:
         value = _writable(header, name)
         if value is not None:
             setattr(slim, name, value)
+    _say_how_identity_was_removed(slim, header)
     return slim
+
+
+def _say_how_identity_was_removed(slim: Dataset, header: Dataset) -> None:
+    """Whoever says that it was must say how (type 1C of PS3.3 C.7.1.1): both are kept, or none."""
+    removed, method = (
+        _writable(header, name) for name in ("PatientIdentityRemoved", "DeidentificationMethod")
+    )
+    codes = _codes(header, "DeidentificationMethodCodeSequence")
+    if removed is None or (removed == "YES" and method is None and not codes):
+        return
+    slim.PatientIdentityRemoved = removed
+    if method is not None:
+        slim.DeidentificationMethod = method
+    if codes:
+        slim.DeidentificationMethodCodeSequence = codes
+
+
+def _codes(header: Dataset, name: str) -> list[Dataset]:
+    """Whole and writable codes of a sequence, and nothing else of it."""
+    from pydicom.dataset import Dataset  # noqa: PLC0415 - only when DICOM is used
+
+    try:
+        items = list(header.get(name) or ())
+    except Exception:  # an unreadable sequence is none
+        return []
+    codes = []
+    for item in items:
+        code = Dataset()
+        for part in _CODE:
+            value = _writable(item, part)
+            if value is not None:
+                setattr(code, part, value)
+        if all(part in code for part in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")):
+            codes.append(code)
+    return codes
 
 
 def _reference(header: Dataset, name: str) -> Any:  # noqa: ANN401 - a UID or nothing
@@ -150,6 +185,7 @@ def _writable(header: Dataset, name: str) -> Any:  # noqa: ANN401 - any value re
     """The value of an attribute, or None where it is absent or breaks the standard."""
     from pydicom.config import RAISE  # noqa: PLC0415
     from pydicom.datadict import dictionary_VR  # noqa: PLC0415
+    from pydicom.multival import MultiValue  # noqa: PLC0415
     from pydicom.valuerep import validate_value  # noqa: PLC0415
 
     try:
@@ -158,7 +194,8 @@ def _writable(header: Dataset, name: str) -> Any:  # noqa: ANN401 - any value re
             return None
         kind = dictionary_VR(name)
         if kind != "PN":  # names are re-encoded as they are; every text is a name
-            validate_value(kind, str(value), RAISE)
+            for one in value if isinstance(value, MultiValue) else [value]:
+                validate_value(kind, str(one), RAISE)
     except Exception:  # an unreadable value is no value
         return None
     if name == "PatientSex" and value not in ("M", "F", "O"):

@@ -162,7 +162,7 @@ def _table(
             *(_number(None if line.doubt is None else line.doubt.entropy) for _ in doubt),
             *(_number(line.volumes_ml.get(structure)) for structure in structures),
             _number(line.attempts),
-            _number(line.seconds),
+            _seconds(line.seconds),
         ]
         body.append(f'<tr data-state="{escaped(line.state)}">{"".join(cells)}</tr>')
     return (
@@ -173,6 +173,11 @@ def _table(
 
 def _number(value: float | None) -> str:
     return f"<td class=number{_key(value)}>{escaped(in_words(value, whole=True))}</td>"
+
+
+def _seconds(value: float | None) -> str:
+    words = "-" if value is None else f"{value:.1f}"
+    return f"<td class=number{_key(value)}>{words}</td>"
 
 
 def _key(value: object) -> str:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydicom.dataset import Dataset
 
 from medseg import NOTICE, __version__
 from medseg.core import Code, Grid, Label, LabelMap, LabelScheme
@@ -168,6 +169,34 @@ def test_highdicom_reads_codes_colours_and_the_algorithm(case):
     assert private.segmented_property_category == hd.sr.CodedConcept("85756007", "SCT", "Tissue")
     assert private.segmented_property_type.scheme_designator == "99MEDSEG"
     assert private.segmented_property_type.value == "gr-e-left"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_how_identity_was_removed_is_said_as_in_the_source_or_not_at_all(case, known):
+    source, labels, path = case
+    for header in source.datasets:
+        del header.DeidentificationMethod
+        if known:
+            header.DeidentificationMethod = ["a tool", "described at length elsewhere: " + 30 * "x"]
+            code = Dataset()
+            code.CodeValue, code.CodingSchemeDesignator = "113100", "DCM"
+            code.CodeMeaning = "Basic Application Confidentiality Profile"
+            code.add_new((0x0099, 0x0010), "LO", "private")
+            header.DeidentificationMethodCodeSequence = [code]
+    write_seg(labels, path, source, algorithm=MODEL)
+    seg = pydicom.dcmread(path)
+    if not known:
+        assert not any("dentification" in element.keyword for element in seg)
+        assert "PatientIdentityRemoved" not in seg
+        return
+    assert seg.PatientIdentityRemoved == "YES"
+    assert seg.DeidentificationMethod == source.datasets[0].DeidentificationMethod
+    (code,) = seg.DeidentificationMethodCodeSequence
+    assert [element.value for element in code] == [
+        "113100",
+        "DCM",
+        "Basic Application Confidentiality Profile",
+    ]
 
 
 def _code(code):
