@@ -4,6 +4,7 @@ A fresh interpreter takes longer to import torch and MONAI than the tiny trainin
 to run. They are processes of their own all the same: they can be killed, and meet over gloo.
 """
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -15,6 +16,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.multiprocessing
 
 _METHOD = "forkserver"
@@ -56,19 +58,21 @@ def command(*words: object, largest_file: int | None = None) -> Ended:
         *words: Of the command line, after ``medseg``.
         largest_file: Bytes that a file may have, a limit of the system's on that process.
     """
+    return program("pipelines.cli", *words, largest_file=largest_file)
+
+
+def program(module: str, *words: object, largest_file: int | None = None) -> Ended:
+    """The same for the ``main`` of a module."""
     with tempfile.TemporaryDirectory() as folder:
-        process = started(
-            _medseg, [str(word) for word in words], folder, str(Path.cwd()), largest_file
-        )
+        texts = [str(word) for word in words]
+        process = started(_main, module, texts, folder, str(Path.cwd()), largest_file)
         process.join()
         told = [(Path(folder) / name).read_text(encoding="utf-8") for name in ("1", "2")]
     assert process.exitcode is not None
     return Ended(process.exitcode, *told)
 
 
-def _medseg(words: list[str], folder: str, here: str, largest_file: int | None) -> None:
-    from pipelines.cli import main  # noqa: PLC0415 - in the new process
-
+def _main(module: str, words: list[str], folder: str, here: str, largest_file: int | None) -> None:
     os.chdir(here)
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         stream.flush()
@@ -77,5 +81,6 @@ def _medseg(words: list[str], folder: str, here: str, largest_file: int | None) 
         os.close(file)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.argv = ["medseg", *words]
-    main()
+    sys.argv = [module, *words]
+    torch.set_num_threads(1)
+    importlib.import_module(module).main()
