@@ -23,7 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -168,16 +168,39 @@ def measure(settings: RevUNetSettings, edge: int, repeats: int) -> list[Row]:
     ]
 
 
-@cache
 def on_meta(settings: RevUNetSettings, memory: Memory, extents: Extents) -> StepMemory:
     """Memory of one step, counted without carrying it out."""
-    return step_memory(build(settings, memory, "meta"), image(settings, extents, "meta"))
+    return _counted(settings, memory, extents, "meta")
 
 
-def training_bytes(settings: RevUNetSettings, memory: Memory, extents: Extents) -> int:
-    """Weights, image, activations and all gradients at the peak of one step."""
-    weights = sum(weight.nbytes for weight in build(settings, memory, "meta").parameters())
-    peak = on_meta(settings, memory, extents).peak_bytes
+@cache
+def _counted(
+    settings: RevUNetSettings, memory: Memory, extents: Extents, device: str
+) -> StepMemory:
+    return step_memory(_built(settings, memory, device), image(settings, extents, device))
+
+
+@lru_cache(maxsize=4)
+def _built(settings: RevUNetSettings, memory: Memory, device: str) -> RevUNet:
+    """Once for all the extents that are tried with it."""
+    return build(settings, memory, device)
+
+
+def training_bytes(
+    settings: RevUNetSettings, memory: Memory, extents: Extents, device: str = "meta"
+) -> int:
+    """Weights, image, activations and all gradients at the peak of one step.
+
+    Args:
+        settings: The network.
+        memory: Its kind.
+        extents: Of the image.
+        device: Where the step is counted. Steps of tiny networks are carried out on the processor
+            in less time than the meta device takes to count them; the bytes are the same, which
+            :func:`measure` checks.
+    """
+    weights = sum(weight.nbytes for weight in _built(settings, memory, device).parameters())
+    peak = _counted(settings, memory, extents, device).peak_bytes
     return weights + image(settings, extents, "meta").nbytes + peak
 
 
@@ -220,6 +243,7 @@ def claims(
     *,
     most_blocks: int = MOST_BLOCKS,
     most_levels: int = MOST_LEVELS,
+    device: str = "meta",
 ) -> tuple[int, list[Claim]]:
     """What fits into the budget that the stored network needs for a cube of ``edge``.
 
@@ -228,17 +252,18 @@ def claims(
         edge: Voxels; a multiple of 2 to the power of ``most_levels - 1``.
         most_blocks: The search goes no further.
         most_levels: As above.
+        device: As :func:`training_bytes` takes it.
 
     Returns:
         The budget in bytes, and the answers for volume, levels, blocks and width.
     """
     cube = (edge,) * 3
-    budget = training_bytes(settings, "stored", cube)
+    budget = training_bytes(settings, "stored", cube, device)
     step = 2 ** (len(settings.widths) - 1)
     quantum = 2 * settings.norm_groups
 
     def fits(memory: Memory, changed: RevUNetSettings, extents: Extents = cube) -> bool:
-        return training_bytes(changed, memory, extents) <= budget
+        return training_bytes(changed, memory, extents, device) <= budget
 
     volumes: dict[Memory, Extents] = {}
     levels: dict[Memory, int] = {}

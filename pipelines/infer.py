@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Listener
-from medseg.inference.memory import MemoryPlan, PeakMeter
-from medseg.inference.predictor import Prediction, Predictor
-from medseg.inference.sweep import Box
 from medseg.io.checks import relocated
 from medseg.io.reading import IMAGE_SUFFIXES, read_channels
 from medseg.io.scan import Scan
@@ -25,7 +22,10 @@ from pipelines.output import prepare_output
 from pipelines.result_names import RESULTS, earlier_results, mask_names, results_exist
 from pipelines.results import Wishes, missing_notes, opened_probabilities, write_results
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what looks at images alone does not wait for torch
+    from medseg.inference.memory import MemoryPlan, PeakMeter
+    from medseg.inference.predictor import Prediction, Predictor
+    from medseg.inference.sweep import Box
     from medseg.io.dicom_study import Study
 
 __all__ = [
@@ -296,6 +296,8 @@ def read_case(case: Case, card: ModelCard, picking: Picking | None = None) -> Lo
     Raises:
         MedsegError: Whatever was found wrong.
     """
+    from medseg.inference.memory import PeakMeter  # noqa: PLC0415 - loads torch
+
     meter = PeakMeter()
     meter.__enter__()
     try:

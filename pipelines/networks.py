@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from medseg.errors import ConfigError, one_of
-from medseg.models.estimate import Footprint, measure_footprint
+from medseg.models.estimate import Footprint, count_macs, measure_footprint
 from medseg.models.table import NETWORKS, build_network
 from medseg.models.zoo import shipped_models
 
-__all__ = ["NetworkPage", "network_page"]
+__all__ = ["NetworkPage", "network_page", "network_row"]
 
 _EVIDENCE = {
     "authors' code": "exact to the authors' code: its counts, shapes and values are tests",
@@ -59,19 +59,6 @@ class NetworkPage:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
-
-    def row(self) -> list[str]:
-        """One line of a listing."""
-        return [
-            self.name,
-            f"{self.rank}D",
-            f"{self.footprint.weights:,}",
-            f"{self.footprint.macs / 1e9:.2f}",
-            _times(self.shape[1:]),
-            self.evidence,
-            ", ".join(self.presets),
-            self.summary,
-        ]
 
     def lines(self) -> list[list[str]]:
         """Name and value of everything."""
@@ -154,6 +141,28 @@ def network_page(
         size_multiple=network.size_multiple,
         footprint=measure_footprint(network, shape),
     )
+
+
+def network_row(name: str) -> list[str]:
+    """A network's line in a listing; its memory, which takes longest to find out, is not in it.
+
+    Args:
+        name: Key of the table.
+    """
+    entry = NETWORKS[name]
+    with torch.device("meta"):
+        network = build_network(name, {"preset": "base"})
+    shape = (network.in_channels, *entry.inputs["base"])
+    return [
+        name,
+        f"{entry.rank}D",
+        f"{sum(weight.numel() for weight in network.parameters()):,}",
+        f"{count_macs(network, (1, *shape)) / 1e9:.2f}",
+        _times(shape),
+        entry.evidence,
+        ", ".join(entry.presets),
+        entry.summary,
+    ]
 
 
 def _extents(text: str, rank: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,14 +21,16 @@ from medseg.atomic import write_bytes, write_text
 from medseg.core import LabelMap, LabelScheme
 from medseg.core.uncertainty import UncertaintySummary, summarise_uncertainty
 from medseg.errors import ConfigError, MedsegError, ResourceError
-from medseg.inference.memory import PeakMeter
-from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink, in_slices
-from medseg.inference.sweep import Box
 from medseg.io.scan import DicomSource, Scan
 from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
 from medseg.models.card import InputSettings
 from pipelines.redaction import without_paths
 from pipelines.result_names import RESULTS, mask_names, structure_names
+
+if TYPE_CHECKING:  # what looks at images alone does not wait for torch
+    from medseg.inference.memory import PeakMeter
+    from medseg.inference.predictor import Prediction, Predictor, ProbabilitySink
+    from medseg.inference.sweep import Box
 
 __all__ = ["Wishes", "missing_notes", "opened_probabilities", "write_results"]
 
@@ -150,6 +152,8 @@ def write_results(  # noqa: PLR0915 - one file after the other
     """
     clock = time.perf_counter()
     labels = prediction.labels
+
+    from medseg.inference.predictor import in_slices  # noqa: PLC0415 - loads torch
 
     def target(kind: str) -> Path:
         return out / f"{name}{RESULTS[kind]}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,10 @@ def train_by_the_command(config: str, root: str, folder: str) -> None:
     """``medseg train CONFIG --resume``, to be killed."""
     torch.set_num_threads(1)
     train_from_command(config, data=Path(root), out=Path(folder), resume=True)
+
+
+def train_until_stopped(config: str, data: str, folder: str) -> None:
+    """The process's exit code tells whether it was interrupted: 130 if so."""
+    torch.set_num_threads(1)
+    result = train_from_command(config, data=Path(data), out=Path(folder))
+    sys.exit(0 if result.finished else 130)

@@ -11,6 +11,8 @@ from medseg.ops.kernels.compiled import Untyped, compiled
 
 __all__ = ["count_pairs", "edge_voxels", "squared_distances", "surface_cells"]
 
+_BEYOND = np.iinfo(np.int64).max
+
 
 @compiled()
 def surface_cells(padded: Untyped) -> Untyped:
@@ -31,10 +33,7 @@ def surface_cells(padded: Untyped) -> Untyped:
         for j in range(cells_j):
             if found + cells_k > codes.size:
                 room = 2 * codes.size + cells_k
-                more_cells, more_codes = np.empty((room, 3), np.int32), np.empty(room, np.uint8)
-                more_cells[:found] = cells[:found]
-                more_codes[:found] = codes[:found]
-                cells, codes = more_cells, more_codes
+                cells, codes = _moved_rows(cells, found, room), _moved_bytes(codes, found, room)
             code = 0
             for k in range(cells_k):
                 # corners with the lower k are those that had the higher one in the cell before
@@ -49,7 +48,26 @@ def surface_cells(padded: Untyped) -> Untyped:
                     cells[found, 0], cells[found, 1], cells[found, 2] = i, j, k
                     codes[found] = code
                     found += 1
-    return cells[:found].copy(), codes[:found].copy()
+    return _moved_rows(cells, found, found), _moved_bytes(codes, found, found)
+
+
+# numba compiles a loop over elements in a fraction of the time that an assignment to a slice takes
+@compiled()
+def _moved_rows(rows: Untyped, number: Untyped, room: Untyped) -> Untyped:
+    """The first rows of ``(n, 3)`` int32, in an array with room for so many."""
+    moved = np.empty((room, 3), dtype=np.int32)
+    for n in range(number):
+        for axis in range(3):
+            moved[n, axis] = rows[n, axis]
+    return moved
+
+
+@compiled()
+def _moved_bytes(values: Untyped, number: Untyped, room: Untyped) -> Untyped:
+    moved = np.empty(room, dtype=np.uint8)
+    for n in range(number):
+        moved[n] = values[n]
+    return moved
 
 
 @compiled()
@@ -67,9 +85,7 @@ def edge_voxels(padded: Untyped) -> Untyped:
     for i in range(1, padded.shape[0] - 1):
         for j in range(1, padded.shape[1] - 1):
             if found + padded.shape[2] > voxels.shape[0]:
-                more = np.empty((2 * voxels.shape[0] + padded.shape[2], 3), np.int32)
-                more[:found] = voxels[:found]
-                voxels = more
+                voxels = _moved_rows(voxels, found, 2 * voxels.shape[0] + padded.shape[2])
             for k in range(1, padded.shape[2] - 1):
                 if padded[i, j, k] and not (
                     padded[i - 1, j, k]
@@ -81,7 +97,7 @@ def edge_voxels(padded: Untyped) -> Untyped:
                 ):
                     voxels[found, 0], voxels[found, 1], voxels[found, 2] = i, j, k
                     found += 1
-    return voxels[:found].copy()
+    return _moved_rows(voxels, found, found)
 
 
 @compiled()
@@ -235,8 +251,11 @@ def count_pairs(prediction: Untyped, reference: Untyped, rows: Untyped, number: 
     """
     counts = np.zeros((number, number), dtype=np.int64)
     boxes = np.empty((2, number, 3, 2), dtype=np.int64)
-    boxes[..., 0] = np.iinfo(np.int64).max
-    boxes[..., 1] = -1
+    for side in range(2):
+        for row in range(number):
+            for axis in range(3):
+                boxes[side, row, axis, 0] = _BEYOND
+                boxes[side, row, axis, 1] = -1
     for i in range(prediction.shape[0]):
         for j in range(prediction.shape[1]):
             for k in range(prediction.shape[2]):

@@ -92,12 +92,18 @@ def measure_footprint(network: SegmentationNetwork, shape: Sequence[int]) -> Foo
     kept = [*meta.parameters(), *meta.buffers()]
     weights_bytes = sum(tensor.nbytes for tensor in kept)
     x_bcs = torch.empty(tuple(shape), device="meta")
-    with torch.no_grad(), LiveStorage([*kept, x_bcs]) as predicting:
+    learned = [weight for weight in meta.parameters() if weight.requires_grad]
+    # the counter hooks into modules whose input wants a gradient; nothing does here
+    meta.requires_grad_(False)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), LiveStorage([*kept, x_bcs]) as predicting, counter:
         meta.eval()(x_bcs)
+    for weight in learned:
+        weight.requires_grad_(True)
     resident = weights_bytes + x_bcs.nbytes
     return Footprint(
         weights=sum(weight.numel() for weight in meta.parameters()),
-        macs=count_macs(network, shape),
+        macs=int(counter.get_total_flops()) // 2,
         weights_bytes=weights_bytes,
         prediction_bytes=resident + predicting.peak_bytes,
         training_bytes=_training_bytes(meta.train(), x_bcs),

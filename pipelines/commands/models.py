@@ -75,10 +75,10 @@ def _print_models(found: dict[str, ModelCard]) -> None:
 
 def _list_networks(as_json: bool) -> None:
     from medseg.models.table import NETWORKS  # noqa: PLC0415
-    from pipelines.networks import network_page  # noqa: PLC0415 - pulls in torch
+    from pipelines.networks import network_page, network_row  # noqa: PLC0415 - pulls in torch
 
-    pages = [network_page(name) for name in NETWORKS]
     if as_json:
+        pages = [network_page(name) for name in NETWORKS]
         print_json(
             {
                 "networks": {
@@ -98,7 +98,7 @@ def _list_networks(as_json: bool) -> None:
 
     print_table(
         ["network", "axes", "weights", "GMAC", "at input", "evidence", "presets", "about"],
-        [page.row() for page in pages],
+        [network_row(name) for name in NETWORKS],
     )
 
 

@@ -270,6 +270,8 @@ def predict(
     """
     from medseg.models.card import load_card  # noqa: PLC0415
     from medseg.models.zoo import find_members  # noqa: PLC0415
+
+    inputs = load_card(find_members(model[0])[0]).inputs  # or refused, before torch is loaded
     from pipelines.batch import open_batch  # noqa: PLC0415
     from pipelines.discovery import find_cases  # noqa: PLC0415
     from pipelines.interrupt import until_interrupted  # noqa: PLC0415
@@ -277,7 +279,6 @@ def predict(
     from pipelines.progress import console_listener  # noqa: PLC0415
     from pipelines.results import Wishes  # noqa: PLC0415
 
-    inputs = load_card(find_members(model[0])[0]).inputs
     todo = find_cases(
         cases or [],
         channel or [],

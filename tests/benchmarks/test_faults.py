@@ -3,30 +3,19 @@
 import csv
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks import faults
 from benchmarks.broken_studies import BROKEN
 from benchmarks.faults import differences
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.forked import program
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_goes_on_equals_one_left_alone(tmp_path):
     words = ["--kills", "1", "--cases", "2", "--seed", "1", "--json", str(tmp_path / "told.json")]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = program("benchmarks.faults", *words)
     assert done.returncode == 0, (done.stdout, done.stderr)
     content = json.loads((tmp_path / "told.json").read_text())
     assert sum(trial["killed"] for trial in content["trials"]) == 1

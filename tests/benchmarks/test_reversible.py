@@ -58,7 +58,8 @@ def test_a_dense_network_needs_less_at_one_block_per_level_and_more_at_two() -> 
 
 def test_at_one_budget_the_claimed_volume_depth_and_width_are_reached() -> None:
     # small, so that it is quick: weights, which do not scale, weigh more than at real sizes
-    _, found = claims(RevUNetSettings(widths=(8, 16)), 16, most_blocks=4, most_levels=3)
+    settings = RevUNetSettings(widths=(8, 16))
+    _, found = claims(settings, 16, most_blocks=4, most_levels=3, device="cpu")
     voxels, levels, blocks, channels = found
     assert voxels.ratio >= 3
     assert (levels.fits["stored"], levels.fits["reversible"]) == ("2", "3")

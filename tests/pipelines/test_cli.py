@@ -133,10 +133,12 @@ def test_a_broken_model_folder_does_not_hide_the_others(tmp_path):
 
 
 def test_models_list_shows_the_networks_when_asked():
-    networks = json.loads(run("models", "list", "--networks", "--json").stdout)["networks"]
-    assert set(networks) == {"neunet", "transdae", "macmd", "qtseg", "revunet"}
-    assert networks["neunet"]["presets"]["acdc"]["out_channels"] == 4
-    assert "reversible" in run("models", "list", "--networks").stdout
+    result = run("models", "list", "--networks")
+    assert result.exit_code == 0
+    words = result.stdout.split()
+    assert {"neunet", "transdae", "macmd", "qtseg", "revunet"} <= set(words)
+    assert "reversible" in result.stdout
+    assert {"181,132,838", "1860.62"} <= set(words), "weights and GMAC of neunet, as published"
 
 
 def test_models_show_prints_the_card():

@@ -354,13 +354,9 @@ def test_processes_give_what_one_process_gives(folders):
     assert alone.failed == spread.failed
 
 
-def _die(_number):
-    os._exit(1)
-
-
 def test_a_killed_process_is_an_error_in_words():
     with pytest.raises(ResourceError, match="use fewer processes with --jobs"):
-        list(evaluating._by_processes(_die, [1, 2], 2))
+        list(evaluating._by_processes(os._exit, [1, 2], 2))
 
 
 def test_the_listener_can_stop(folders):

@@ -43,7 +43,8 @@ def test_networks_are_listed_with_weights_and_evidence():
     result = CliRunner().invoke(app, ["models", "list", "--networks", "--json"])
     assert result.exit_code == 0
     networks = json.loads(result.stdout)["networks"]
-    assert set(networks) == set(NETWORKS)
+    assert set(networks) == {"neunet", "transdae", "macmd", "qtseg", "revunet"} == set(NETWORKS)
+    assert networks["neunet"]["presets"]["acdc"]["out_channels"] == 4
     for name, page in networks.items():
         assert page["evidence"] in ("authors' code", "reconstruction")
         assert set(page["presets"]) == set(NETWORKS[name].presets)

@@ -4,8 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -43,6 +41,7 @@ from medseg.models.table import build_network
 from pipelines.cli import app
 from pipelines.infer import predict_case
 from pipelines.predict import parse_bytes
+from tests.forked import command
 
 SCHEME = LabelScheme(
     "test",
@@ -450,21 +449,10 @@ def test_a_disk_that_fills_up_fails_the_case_and_leaves_no_partial_file(model, t
         == 0
     )
 
-    def limit():
-        if not mounted:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
     try:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "pipelines.cli"),
-                *("predict", image, "-m", model, "-o", out, *options),
-            ],
-            check=False,
-            capture_output=True,
-            text=True,
-            preexec_fn=limit,
-            cwd=Path(__file__).parents[2],
+        done = command(
+            *("predict", image, "-m", model, "-o", out, *options),
+            largest_file=None if mounted else 4096,
         )
         left = [path.name for path in out.iterdir()]
     finally:
@@ -723,32 +711,36 @@ def test_a_region_outside_one_image_fails_that_case_alone(model, tmp_path):
 
 @pytest.mark.slow
 def test_the_limit_that_the_refusal_names_is_enough_and_is_kept(model, tmp_path):
-    image = make_nifti(tmp_path / "case.nii.gz", voxels((64, 64, 40)))
+    image = make_nifti(tmp_path / "case.nii.gz", voxels((48, 48, 32)))
 
     # a process of its own starts it: the peak of a child begins with that of who forked it
     launcher = (
         "import os, sys; pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ); "
         "print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)"
     )
-
-    def predicted(limit):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", launcher, sys.executable, "-m", "pipelines.cli", "predict"),
-                *(image, "-m", model, "-o", tmp_path / "out", "--max-memory", limit, "--json"),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        peak = int(done.stderr.splitlines()[-1]) * 1024
-        return json.loads(done.stdout)["cases"][0], peak
-
-    refused, _ = predicted("100MB")
+    # refused first, then allowed what the refusal names, in one process whose peak is that of both
+    program = (
+        "import json, re, sys; from typer.testing import CliRunner; from pipelines.cli import app\n"
+        "def predicted(limit):\n"
+        "    words = ['predict', *sys.argv[1:], '--json', '--max-memory', limit]\n"
+        "    return json.loads(CliRunner().invoke(app, words).stdout)['cases'][0]\n"
+        "refused = predicted('100MB')\n"
+        "named = re.search(r'raise the limit to ([\\d.]+ \\w+)', refused['message'])[1]\n"
+        "print(json.dumps([refused, named, predicted(named.replace(' ', ''))]))"
+    )
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-c", launcher, sys.executable, "-c", program),
+            *(image, "-m", model, "-o", tmp_path / "out"),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    peak = int(ran.stderr.splitlines()[-1]) * 1024
+    refused, named, done = json.loads(ran.stdout)
     assert refused["code"] == "memory-limit"
-    named = re.search(r"raise the limit to ([\d.]+ \w+)", refused["message"])[1]
-    done, peak = predicted(named.replace(" ", ""))
     assert done["state"] == "done"
     limit = parse_bytes(named, "--max-memory")
     assert peak <= limit

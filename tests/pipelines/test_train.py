@@ -5,9 +5,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -32,9 +31,9 @@ from pipelines.cli import app
 from pipelines.train import read_data, train, train_from_command
 from pipelines.training_checks import check_data
 from pipelines.training_report import write_training_report
+from tests.forked import started
 from tests.tiny_dataset import tiny_settings, write_dataset
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.training_together import train_until_stopped
 
 
 @pytest.fixture(autouse=True)
@@ -258,27 +257,19 @@ def test_ctrl_c_stops_a_process_after_its_step_with_a_usable_run(tmp_path, root)
     config = tmp_path / "long.yaml"
     config.write_text(yaml.safe_dump(tiny_settings(steps=10**6)))
     folder = tmp_path / "run"
-    program = (
-        "import sys; from pathlib import Path; from pipelines.train import train_from_command;"
-        "result = train_from_command(sys.argv[1], data=Path(sys.argv[2]), out=Path(sys.argv[3]));"
-        "sys.exit(130 if not result.finished else 0)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(config), str(root), str(folder)],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-    )
+    process = started(train_until_stopped, str(config), str(root), str(folder))
     try:
         deadline = time.monotonic() + 300
         while not (folder / "log.csv").exists() or len(rows(folder)) < 2:
-            assert process.poll() is None, process.stderr.read().decode()
+            assert process.is_alive(), process.exitcode
             assert time.monotonic() < deadline, "no step was made in five minutes"
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130
+        os.kill(process.pid, signal.SIGINT)
+        process.join(120)
+        assert process.exitcode == 130
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     _, card = load_model(folder)
     assert not card.training.finished
     assert card.training.steps == load_checkpoint(folder / "checkpoints").step >= 2
