@@ -64,7 +64,11 @@ class Figures:
     times_faster: float
 
 
-def write_tiny_model(folder: Path) -> Path:
+def write_tiny_model(
+    folder: Path,
+    spacing_mm: float = 1.0,
+    window_ijk: tuple[int, int, int] = (EXTENT // 2, EXTENT // 2, EXTENT // 2),
+) -> Path:
     """A model folder with untrained weights, the same every time."""
     import torch  # noqa: PLC0415 - the command that is measured loads it in a process of its own
 
@@ -87,8 +91,8 @@ def write_tiny_model(folder: Path) -> Path:
             "network": {"name": "revunet", "settings": network},
             "inputs": {
                 "channels": [{"name": "T1", "modality": "MR"}],
-                "spacing_mm": [1.0, 1.0, 1.0],
-                "window_ijk": [EXTENT // 2] * 3,
+                "spacing_mm": [spacing_mm] * 3,
+                "window_ijk": list(window_ijk),
             },
             "labels": {
                 "name": "made",

@@ -70,10 +70,10 @@ def test_a_wrong_code_a_good_case_left_and_an_accident_are_noticed(tmp_path):
         faults._check_states(told(tmp_path / "left", [good[0], *broken]), 1, BROKEN)
     more = [*good, *broken, ("theirs", "failed", "unexpected")]
     with pytest.raises(RuntimeError, match=r"ended by accident: .'theirs'"):
-        faults._check_states(told(tmp_path / "odd", more), 1, BROKEN, strangers=True)
+        faults._check_states(told(tmp_path / "odd", more), 1, BROKEN)
     known = [*good, *broken, ("theirs", "failed", "slice-gap")]
-    out = told(tmp_path / "theirs", known)
-    assert len(faults._check_states(out, 1, BROKEN, strangers=True)) == len(BROKEN)
-    assert faults._strangers(out, 1) == {"slice-gap": 1}
     with pytest.raises(RuntimeError, match=f"{len(BROKEN) + 3} cases"):
-        faults._check_states(out, 1, BROKEN)
+        faults._check_states(told(tmp_path / "theirs", known), 1, BROKEN)
+    with pytest.raises(RuntimeError, match=r"taken along that ended by accident: .'theirs'"):
+        faults._ended(told(tmp_path / "strange", more))
+    assert faults._ended(told(tmp_path / "named", known))["slice-gap"] >= 1
