@@ -52,6 +52,7 @@ _PAUSE = 20
 _LEAST_WIDTH = 400
 _TO_BEGIN = "Open the output folder of a batch run to begin"
 _NO_DOUBT = "The doubt of these cases is not known: `medseg predict --uncertainty` measures it. "
+_CLOSED = "The labels of {} were closed: open the case again to accept or correct it"
 
 
 class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
@@ -361,6 +362,7 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         if event.value is self._labels:
             self._labels = None
             self._refresh_buttons()
+            self._say(_CLOSED.format(self.opened.case.row.name), trouble=True)
 
     # ---- judging
 
@@ -416,7 +418,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         there = writable and self.opened is not None
         for button, _ in self._verdicts():
             button.setEnabled(there)
-        self.correct_button.setEnabled(there and self._labels is not None)
+        for button in (self.accept_button, self.correct_button):  # what nobody sees is not judged
+            button.setEnabled(there and self._labels is not None)
         self.note_line.setEnabled(there)
 
     def _gone(self) -> None:
