@@ -5,6 +5,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medseg.core import Grid, LabelScheme, Volume
 from medseg.data.layouts.msd import list_msd
@@ -17,6 +19,7 @@ from medseg_napari._provenance import Beginning
 from medseg_napari._reader import read_layers
 from medseg_napari._send import Parcel
 from medseg_napari._training_set import TrainingCase, add_case
+from medseg_napari._words import dice_in_words, ml_in_words
 from tests.plugin.sources import noise_volume, oblique_grid, write_nifti_image
 
 SCHEME = LabelScheme.plain("organs", {2: "liver", 5: "spleen", 9: "tumour"})
@@ -135,6 +138,32 @@ def add(parcel, image, folder, layout="nnunet", channel="T1"):
 
 def stored(path):
     return np.asarray(nib.load(path).dataobj)
+
+def test_a_single_voxel_of_a_fine_grid_is_not_told_as_nothing(tmp_path):
+    fine = Grid((64, 64, 64), np.diag([0.05, 0.05, 0.05, 1.0]))
+    write_nifti_image(tmp_path / "fine.nii.gz", fine)
+    settings = read_layers(str(tmp_path / "fine.nii.gz"))[0][1]
+    grid, source = origin_of(settings).grid, origin_of(settings).source
+    labels = np.full(grid.shape_ijk, 2, dtype=np.uint8)
+    beginning = Beginning.by_model(labels, "organs", "4", weights_sha256="abc", seconds=3.0)
+    origin = LayerOrigin.of(grid, source, scheme=SCHEME, beginning=beginning)
+    corrected = labels.copy()
+    corrected[1, 1, 1] = 0
+    parcel = Parcel("result", origin.shown_array(corrected), origin)
+    parcel.save_report(tmp_path / "effort.json")
+    [liver] = json.loads((tmp_path / "effort.json").read_text())["labels"]
+    assert liver["removed_ml"] == pytest.approx(0.05**3 / 1000, rel=0.01)
+    assert liver["dice"] < 1
+    assert ml_in_words(liver["removed_ml"]) == "0.00000012"
+    assert dice_in_words(liver["dice"]) != "1.000"
+
+
+@given(st.floats(1e-7, 1e5))
+def test_a_volume_in_words_is_off_by_less_than_a_twentieth_or_five_microlitres(ml):
+    told = float(ml_in_words(ml))
+    assert told > 0
+    assert told == pytest.approx(ml, rel=0.05, abs=0.005 if ml >= 0.01 else 0.0)
+
 
 
 @pytest.mark.parametrize(("layout", "listing"), [("nnunet", list_nnunet), ("msd", list_msd)])

@@ -30,7 +30,7 @@ from medseg_napari._layer_boxes import fill, index_of, narrow_box
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._send import CHANNELS_KEY, SECONDS_KEY, Parcel
 from medseg_napari._training_set import Layout
-from medseg_napari._words import time_in_words
+from medseg_napari._words import dice_in_words, ml_in_words, time_in_words
 from medseg_napari._worker import Listening
 from medseg_napari._writer import EDITED_KEY, image_below
 
@@ -209,10 +209,10 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             cells = (
                 label.name,
                 _KINDS[label.kind],
-                f"{label.after_ml:.2f}",
-                f"{label.added_ml:.2f}",
-                f"{label.removed_ml:.2f}",
-                "" if label.dice is None else f"{label.dice:.3f}",
+                ml_in_words(label.after_ml),
+                ml_in_words(label.added_ml),
+                ml_in_words(label.removed_ml),
+                "" if label.dice is None else dice_in_words(label.dice),
             )
             for column, text in enumerate(cells):
                 self.table.setItem(row, column, QTableWidgetItem(text))
