@@ -15,6 +15,7 @@ from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import looks_like_labels
 from medseg.io.reading import read_image_or_labels
 from medseg_napari._badge import show_badges_of_current_viewer
+from medseg_napari._label_names import names_beside
 from medseg_napari._layers import LayerData, image_layers, labels_layer
 
 __all__ = ["get_reader", "read_layers"]
@@ -78,7 +79,8 @@ def _read(location: Path) -> list[LayerData]:
         return open_label_file(location)
     scan = read_image_or_labels(location)
     if any(looks_like_labels(channel) for channel in scan.volume.data_cijk):
-        return [labels_layer(scan, name, str(location))]
+        scheme = names_beside(location, scan.volume.data_cijk[0])
+        return [labels_layer(scan, name, str(location), scheme=scheme)]
     return image_layers(scan, name)
 
 
