@@ -79,6 +79,16 @@ def test_what_an_editor_knows_better_is_taken(series, tmp_path):
     assert parcel.save(tmp_path / "out.dcm")[2] == "MANUAL"
 
 
+def test_names_and_colours_lie_beside_a_nifti_file_and_open_with_it_again(image, tmp_path):
+    parcel, _ = by_model(image)
+    parcel.save(tmp_path / "out.nii.gz")
+    [(_, settings, kind)] = read_layers(str(tmp_path / "out.nii.gz"))
+    assert (kind, origin_of(settings).scheme.labels) == ("labels", SCHEME.labels)
+    (tmp_path / "other.tsv").write_text("participant\tage\n")
+    parcel.save(tmp_path / "other.nii.gz")
+    assert (tmp_path / "other.tsv").read_text() == "participant\tage\n"
+
+
 def test_dicom_needs_a_series(image, tmp_path):
     parcel, _ = by_model(image)
     with pytest.raises(FormatError, match="labels on a DICOM series"):
@@ -129,16 +139,6 @@ def test_the_report_is_saved_as_json_or_as_a_table(image, tmp_path):
     assert float(rows[1]["dice"]) == 1
 
 
-# Training sets
-
-
-def add(parcel, image, folder, layout="nnunet", channel="T1"):
-    return parcel.add_to_training_set(folder, {channel: image[0]}, layout=layout)
-
-
-def stored(path):
-    return np.asarray(nib.load(path).dataobj)
-
 def test_a_single_voxel_of_a_fine_grid_is_not_told_as_nothing(tmp_path):
     fine = Grid((64, 64, 64), np.diag([0.05, 0.05, 0.05, 1.0]))
     write_nifti_image(tmp_path / "fine.nii.gz", fine)
@@ -164,6 +164,16 @@ def test_a_volume_in_words_is_off_by_less_than_a_twentieth_or_five_microlitres(m
     assert told > 0
     assert told == pytest.approx(ml, rel=0.05, abs=0.005 if ml >= 0.01 else 0.0)
 
+
+# Training sets
+
+
+def add(parcel, image, folder, layout="nnunet", channel="T1"):
+    return parcel.add_to_training_set(folder, {channel: image[0]}, layout=layout)
+
+
+def stored(path):
+    return np.asarray(nib.load(path).dataobj)
 
 
 @pytest.mark.parametrize(("layout", "listing"), [("nnunet", list_nnunet), ("msd", list_msd)])
@@ -236,6 +246,24 @@ def test_a_dataset_of_other_channels_refuses_the_case(image, tmp_path):
     with pytest.raises(ConfigError, match="the channels of the dataset, T1, found CT") as caught:
         add(by_model(other)[0], other, tmp_path / "set", channel="CT")
     assert caught.value.code == "training-set-channels"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "fits"),
+    [("T1", "image", True), ("image", "T1", True), ("T1", "MR", True), ("CT", "MR", False)],
+)
+def test_the_only_image_is_the_only_channel_unless_its_modality_is_another(
+    image, tmp_path, first, then, fits
+):
+    add(by_model(image)[0], image, tmp_path / "set", channel=first)
+    other = other_image(tmp_path)
+    if fits:
+        assert add(by_model(other)[0], other, tmp_path / "set", channel=then).cases == 2
+        index = json.loads((tmp_path / "set" / "dataset.json").read_text())
+        assert index["channel_names"] == {"0": first}
+    else:
+        with pytest.raises(ConfigError, match="the channels of the dataset"):
+            add(by_model(other)[0], other, tmp_path / "set", channel=then)
 
 
 def test_the_msd_layout_takes_one_channel(image, tmp_path):

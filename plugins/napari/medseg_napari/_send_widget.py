@@ -182,6 +182,9 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         if named and all(name in self._viewer.layers for name in named.values()):
             return {channel: self._viewer.layers[name] for channel, name in named.items()}
         alike = [one for one in self._viewer.layers if _is_image_on(one, parcel.origin)]
+        drawn_on = [one for one in alike if _source_of(one) is parcel.origin.source]
+        if len(alike) > 1 and len(drawn_on) == 1:
+            alike = drawn_on
         if len(alike) == 1:
             return {_modality(alike[0]): alike[0]}
         return {one.name: one for one in alike}
@@ -286,9 +289,9 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         path, chosen = QFileDialog.getSaveFileName(self, "Save labels", "", filters)
         if path:
             ending = ".nii.gz" if chosen.startswith("NIfTI") else ".dcm"
-            known = path.lower().endswith((".nii", ".nii.gz", ".dcm"))
-            target = Path(path if known else path + ending)
-            self.save(target, rtstruct=chosen.startswith("RT"))
+            target = self._named(path, ending, (".nii", ".nii.gz", ".dcm"))
+            if target is not None:
+                self.save(target, rtstruct=chosen.startswith("RT"))
 
     def _ask_and_report(self) -> None:
         path, chosen = QFileDialog.getSaveFileName(
@@ -296,8 +299,20 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         )
         if path:
             ending = ".csv" if chosen.startswith("CSV") else ".json"
-            known = path.lower().endswith((".json", ".csv"))
-            self.save_report(Path(path if known else path + ending))
+            target = self._named(path, ending, (".json", ".csv"))
+            if target is not None:
+                self.save_report(target)
+
+    def _named(self, path: str, ending: str, known: tuple[str, ...]) -> Path | None:
+        """What a dialog gave, with an ending; None, and a word about it, where that is taken."""
+        if path.lower().endswith(known):
+            return Path(path)
+        target = Path(path + ending)
+        if target.exists():  # the dialog asked about the name without the ending
+            words = f"{target.name} is there already; choose it by its full name to replace it"
+            self._tell(f"{words}. Nothing was saved", trouble=True)
+            return None
+        return target
 
     def _ask_and_add(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of the training set")
@@ -323,6 +338,11 @@ def _is_image_on(layer: Layer, origin: LayerOrigin) -> bool:
         and own.grid.shape_ijk == origin.grid.shape_ijk
         and own.grid.distance_mm(origin.grid) <= _SAME_GRID_MM
     )
+
+
+def _source_of(layer: Layer) -> object:
+    origin = origin_of({"metadata": layer.metadata})
+    return None if origin is None else origin.source
 
 
 def _modality(layer: Image) -> str:

@@ -34,6 +34,9 @@ Layout = Literal["nnunet", "msd"]
 _INDEX = "dataset.json"
 _ENDING = ".nii.gz"
 _SAME_GRID_MM = 0.01
+_UNNAMED = "image"
+_OTHERS = {"CT", "PT", "NM", "US", "CR", "DX", "MG", "XA"}
+"""DICOM's modalities whose images are no MR."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,7 +171,7 @@ def _values_of(index: Mapping[str, Any], is_msd: bool) -> dict[str, int]:
 
 
 def _check_channels(folder: Path, known: list[str], given: list[str], is_msd: bool) -> None:
-    if known != given:
+    if known != given and not (len(known) == len(given) == 1 and _may_be(known[0], given[0])):
         raise ConfigError(
             str(folder),
             expected=f"the channels of the dataset, {', '.join(map(str, known))}",
@@ -184,6 +187,16 @@ def _check_channels(folder: Path, known: list[str], given: list[str], is_msd: bo
             remedy="choose nnU-Net's layout, which has a file for each",
             code="training-set-channels",
         )
+
+
+def _may_be(known: str, given: str) -> bool:
+    """Whether the only channel of a dataset and the only image of a case can be the same.
+
+    What no model has named is called by its modality, if that is known. MR has many names.
+    """
+    if _UNNAMED in (known, given):
+        return True
+    return "MR" in (known, given) and not {known, given} & _OTHERS
 
 
 def _check_one_grid(case: TrainingCase) -> None:
