@@ -329,3 +329,4 @@ def test_an_image_that_cannot_be_written_leaves_no_case(image, tmp_path):
     with pytest.raises(Exception, match="integers of at most 32 bits"):
         parcel.add_to_training_set(tmp_path / "set", {"T1": data}, layout="nnunet")
     assert not [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    assert add(parcel, image, tmp_path / "set").name == "case_0001"  # once the cause is gone

@@ -33,6 +33,7 @@ Layout = Literal["nnunet", "msd"]
 
 _INDEX = "dataset.json"
 _ENDING = ".nii.gz"
+_PARTS = ("imagesTr", "labelsTr", "provenance")
 _SAME_GRID_MM = 0.01
 _UNNAMED = "image"
 _OTHERS = {"CT", "PT", "NM", "US", "CR", "DX", "MG", "XA"}
@@ -96,7 +97,7 @@ def add_case(folder: Path, case: TrainingCase, *, layout: Layout = "nnunet") -> 
     labels = _recoded(case.labels, values, folder)
     digest = _hash(case)
     try:
-        for part in ("imagesTr", "labelsTr", "provenance"):
+        for part in _PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
@@ -115,7 +116,7 @@ def add_case(folder: Path, case: TrainingCase, *, layout: Layout = "nnunet") -> 
 def _index_of(folder: Path, case: TrainingCase, layout: Layout) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _is_free(folder):
             raise _other_folder(folder, "other files")
         return _new_index(case, layout)
     try:
@@ -133,6 +134,13 @@ def _index_of(folder: Path, case: TrainingCase, layout: Layout) -> dict[str, Any
     if not fits:
         raise _other_folder(folder, "a dataset of regions, or of other files than .nii.gz")
     return dict(index)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a case that could not be written left empty."""
+    return folder.is_dir() and all(
+        one.name in _PARTS and one.is_dir() and not any(one.iterdir()) for one in folder.iterdir()
+    )
 
 
 def _new_index(case: TrainingCase, layout: Layout) -> dict[str, Any]:
@@ -256,7 +264,7 @@ def _case_of_image(folder: Path, digest: str) -> str | None:
 def _free_name(folder: Path) -> str:
     taken = {
         int(match[1])
-        for part in ("imagesTr", "labelsTr", "provenance")
+        for part in _PARTS
         for path in (folder / part).iterdir()
         if (match := re.match(r"case_(\d{4,})", path.name))
     }
