@@ -354,7 +354,8 @@ def _modality(layer: Image) -> str:
 
 
 def _summary(report: EffortReport) -> str:
-    made = "" if report.made_by is None else f"made by {' '.join(report.made_by)}"
+    known = [words for words in report.made_by or () if words != "not recorded"]
+    made = f"made by {' '.join(known)}" if known else ""
     if report.seconds is None:
         return made
     took = f"{time_in_words(report.seconds)} {report.seconds_mean.replace('editing', 'of editing')}"
