@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QApplication
 from medseg.errors import ConfigError
 from medseg_napari._edit_keys import KEYS
 from medseg_napari._edit_session import correction_of, unsaved
+from medseg_napari._origin import origin_of
 from medseg_napari._send import SECONDS_KEY
 from medseg_napari._writer import EDITED_KEY
 from medseg_napari.editing.autosave import Autosave
@@ -486,6 +487,25 @@ def test_what_was_not_saved_is_offered_and_restored_or_deleted(qtbot, viewer, do
     dock.forget_button.click()
     assert not dock.recovery.isVisibleTo(dock)
     assert dock.bench.correction.recoverable == []
+
+
+def test_names_given_to_labels_of_a_new_layer_are_saved_with_them(viewer, dock, tmp_path):
+    viewer.layers.clear()
+    write_nifti_image(tmp_path / "image.nii.gz", oblique_grid(SHAPE))
+    viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")
+    viewer._new_labels()
+    assert dock.start()
+    controller = dock.bench.correction.controller
+    controller.rename_label(controller.active, "amygdala")
+    controller.tool = "brush"
+    press(dock, (8, 10, 6))
+    _, send = viewer.window.add_plugin_dock_widget("medseg", "Send it back")
+    assert [send.table.item(0, column).text() for column in (0, 1)] == ["amygdala", "by hand"]
+    assert send.save(tmp_path / "out.nii.gz"), send.message.text()
+    [again] = viewer.open(str(tmp_path / "out.nii.gz"), plugin="medseg")
+    assert [label.name for label in origin_of({"metadata": again.metadata}).scheme.labels] == [
+        "amygdala"
+    ]
 
 
 def test_labels_that_were_lost_are_offered_with_their_image_alone(qtbot, viewer, dock, tmp_path):

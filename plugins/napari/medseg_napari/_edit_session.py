@@ -105,6 +105,9 @@ class Correction:
             self.trouble = str(error)
             self.editing = start_editing(self.layer, made=made, autosave=False, image_origin=origin)
         self.controller = self.editing.controller
+        if origin is not None and origin_of({"metadata": self.layer.metadata}) is None:
+            # a new layer on the image: it knows where it lies from now on, and the labels' names
+            self.layer.metadata[METADATA_KEY] = replace(origin, scheme=self.controller.scheme)
         self._beginning = beginning
         self._at_first: frozenset[int] = frozenset()
         if beginning is not None:
