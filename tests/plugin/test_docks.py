@@ -357,25 +357,30 @@ def test_of_several_series_the_user_chooses(qtbot, viewer, tmp_path):
         write_dicom_series(volume, folder, modality="MR", series_number=number)
     seen = []
 
-    def choose():
-        [dialog] = [one for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)]
+    def choose(dialog):
         qtbot.waitUntil(lambda: not dialog._timer.isActive(), timeout=LONG_MS)
         seen.append([dialog.list.item(n).text() for n in range(dialog.list.count())])
         dialog.list.clearSelection()
         dialog.list.item(1).setSelected(True)
         dialog.accept()
 
-    QTimer.singleShot(300, choose)
+    timer = QTimer()
+
+    def look():  # again and again: on a busy machine the dialog takes its time
+        there = [one for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)]
+        open_now = [one for one in there if one.isVisible()]
+        if open_now and answers:
+            answers.pop(0)(open_now[0])
+
+    answers = [choose]
+    timer.timeout.connect(look)
+    timer.start(50)
     [layer] = viewer.open(str(tmp_path / "study"), plugin="medseg")
     assert layer.name == "2: MR"
     assert "8 x 9 x 10 voxels" in seen[0][0]
-    QTimer.singleShot(
-        300,
-        lambda: [
-            one.reject() for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)
-        ],
-    )
+    answers.append(lambda dialog: dialog.reject())
     assert viewer.open(str(tmp_path / "study"), plugin="medseg") == []
+    timer.stop()
     assert len(viewer.layers) == 1
 
 
