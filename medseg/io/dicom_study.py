@@ -19,7 +19,7 @@ from medseg.core import Grid
 from medseg.core.grid import FloatArray
 from medseg.errors import FormatError, GeometryError, MedsegError
 from medseg.io.checks import relocated
-from medseg.io.dicom_files import list_study
+from medseg.io.dicom_files import StudyFile, list_study
 from medseg.io.dicom_frames import Frame, flat_header, frames_of
 from medseg.io.dicom_geometry import Lattice, lattice_of, number_or
 from medseg.io.dicom_headers import Header, read_headers
@@ -253,7 +253,13 @@ class Study:
         return {uid: tuple(stacks) for uid, stacks in found.items()}
 
 
-def read_study(path: Path, *, allow_gaps: bool = False, threads: int | None = None) -> Study:
+def read_study(
+    path: Path,
+    *,
+    allow_gaps: bool = False,
+    threads: int | None = None,
+    files: Sequence[StudyFile] | None = None,
+) -> Study:
     """Look at the headers of a study and tell which stacks of slices it holds.
 
     No pixel data are read. A stack that cannot be read says so in its ``problem``; one damaged
@@ -263,13 +269,14 @@ def read_study(path: Path, *, allow_gaps: bool = False, threads: int | None = No
         path: A folder with everything below it, a zip, or a DICOMDIR.
         allow_gaps: Whether slices that are not evenly apart are to be resampled.
         threads: Most files that are read at a time; None for as many as are useful.
+        files: Those of the folder to look at; None for all.
 
     Raises:
         FormatError: As :func:`~medseg.io.dicom_files.list_study`, and ``no-images``.
         ResourceError: ``input-unreadable``.
     """
     where = str(path)
-    headers = read_headers(list_study(path), where, threads=threads)
+    headers = read_headers(list_study(path) if files is None else files, where, threads=threads)
     if not headers.images:
         if headers.unreadable:
             raise headers.unreadable[0]

@@ -229,6 +229,21 @@ def test_a_region_from_a_shapes_box_limits_the_result(qtbot, viewer, dock, image
     assert dock.region_box.currentText() == "whole image"
 
 
+def test_a_region_is_drawn_with_the_button_and_planned_anew(qtbot, viewer, dock, image):
+    dock.plan()
+    assert finish(qtbot, dock).plan is not None
+    dock.region.button.click()
+    [shapes] = [layer for layer in viewer.layers if layer.name == "region"]
+    assert (dock.region_box.currentText(), str(shapes.mode)) == ("region", "add_rectangle")
+    assert shapes.units == image.units  # or napari warns of every layer that comes
+    assert dock.request().region_shown is None  # as long as nothing is drawn
+    corners = [(5, 3, 4), (5, 3, 16), (5, 15, 16), (5, 15, 4)]
+    dock._plan_timer.stop()
+    shapes.add_rectangles(np.array([image.data_to_world(corner) for corner in corners]))
+    assert dock._plan_timer.isActive()
+    assert dock.request().region_shown[1:] == ((3, 16), (4, 17))
+
+
 def test_doubt_becomes_a_layer_that_is_no_image_to_run_on(qtbot, viewer, dock, image):
     dock.doubt_check.setChecked(True)
     dock.run()
@@ -296,6 +311,32 @@ def test_what_cannot_be_saved_is_told_in_the_dock(viewer, send, image, tmp_path)
     assert "labels on a DICOM series" in send.message.text()
 
 
+def test_a_name_without_its_ending_replaces_no_file_unasked(
+    viewer, send, image, tmp_path, monkeypatch
+):
+    from qtpy.QtWidgets import QFileDialog
+
+    viewer.layers.selection.active = image
+    viewer._new_labels()
+    viewer.layers[-1].data[:] = 1
+    send.refresh()
+    for button, name, kind in (
+        (send.save_button, "theirs.nii.gz", "NIfTI (*.nii.gz *.nii)"),
+        (send.report_button, "theirs.csv", "CSV (*.csv)"),
+    ):
+        there = tmp_path / name
+        there.write_text("of somebody")
+        typed = str(tmp_path / "theirs"), kind
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, typed=typed: typed)
+        button.click()
+        assert f"{name} is there already" in send.message.text()
+        assert there.read_text() == "of somebody"
+        typed = str(tmp_path / "ours"), kind
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, typed=typed: typed)
+        button.click()
+        assert (tmp_path / name.replace("theirs", "ours")).is_file()
+
+
 def test_labels_on_nothing_of_ours_cannot_be_sent(viewer, send, tmp_path):
     viewer.add_labels(np.zeros((4, 5, 6), dtype=np.uint8))
     assert "no image opened with medseg" in send.summary.text()
@@ -316,25 +357,30 @@ def test_of_several_series_the_user_chooses(qtbot, viewer, tmp_path):
         write_dicom_series(volume, folder, modality="MR", series_number=number)
     seen = []
 
-    def choose():
-        [dialog] = [one for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)]
+    def choose(dialog):
         qtbot.waitUntil(lambda: not dialog._timer.isActive(), timeout=LONG_MS)
         seen.append([dialog.list.item(n).text() for n in range(dialog.list.count())])
         dialog.list.clearSelection()
         dialog.list.item(1).setSelected(True)
         dialog.accept()
 
-    QTimer.singleShot(300, choose)
+    timer = QTimer()
+
+    def look():  # again and again: on a busy machine the dialog takes its time
+        there = [one for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)]
+        open_now = [one for one in there if one.isVisible()]
+        if open_now and answers:
+            answers.pop(0)(open_now[0])
+
+    answers = [choose]
+    timer.timeout.connect(look)
+    timer.start(50)
     [layer] = viewer.open(str(tmp_path / "study"), plugin="medseg")
     assert layer.name == "2: MR"
     assert "8 x 9 x 10 voxels" in seen[0][0]
-    QTimer.singleShot(
-        300,
-        lambda: [
-            one.reject() for one in QApplication.topLevelWidgets() if isinstance(one, SeriesChooser)
-        ],
-    )
+    answers.append(lambda dialog: dialog.reject())
     assert viewer.open(str(tmp_path / "study"), plugin="medseg") == []
+    timer.stop()
     assert len(viewer.layers) == 1
 
 

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QApplication
 from medseg.errors import ConfigError
 from medseg_napari._edit_keys import KEYS
 from medseg_napari._edit_session import correction_of, unsaved
+from medseg_napari._origin import origin_of
 from medseg_napari._send import SECONDS_KEY
 from medseg_napari._writer import EDITED_KEY
 from medseg_napari.editing.autosave import Autosave
@@ -214,6 +215,7 @@ def test_scribbles_are_drawn_in_a_layer_and_fill_by_edges_and_by_a_random_walk(
     qtbot, viewer, started
 ):
     dock, layer = started, viewer.layers["organs"]
+    layer.units = ("mm", "mm", "mm")
     dock.table.add()
     before = layer.data.copy()
     button(dock.repair, "Fill by edges").click()
@@ -230,6 +232,7 @@ def test_scribbles_are_drawn_in_a_layer_and_fill_by_edges_and_by_a_random_walk(
     press(dock, (6, 16, 9))
     marks = viewer.layers["organs scribbles"]
     assert set(np.unique(marks.data)) == {0, 1, 2}
+    assert marks.units == layer.units  # else napari warns of every layer that comes
     assert viewer.layers.selection.active is layer
     assert dock.layer_box.findText(marks.name) < 0
     for title in ("Fill by edges", "Random walker"):
@@ -475,9 +478,69 @@ def test_what_was_not_saved_is_offered_and_restored_or_deleted(qtbot, viewer, do
     viewer.layers.remove(again)
     viewer.add_labels(before.copy(), scale=(2.0, 1.0, 1.0), name="organs")
     assert dock.start()
+    asked = []
+    dock.ask = lambda question: bool(asked.append(question))
+    dock.forget_button.click()
+    assert "cannot be brought back" in asked[0]
+    assert dock.recovery.isVisibleTo(dock)  # the user thought better of it
+    dock.ask = lambda question: True
     dock.forget_button.click()
     assert not dock.recovery.isVisibleTo(dock)
     assert dock.bench.correction.recoverable == []
+
+
+def test_names_given_to_labels_of_a_new_layer_are_saved_with_them(viewer, dock, tmp_path):
+    viewer.layers.clear()
+    write_nifti_image(tmp_path / "image.nii.gz", oblique_grid(SHAPE))
+    viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")
+    viewer._new_labels()
+    assert dock.start()
+    controller = dock.bench.correction.controller
+    controller.rename_label(controller.active, "amygdala")
+    controller.tool = "brush"
+    press(dock, (8, 10, 6))
+    _, send = viewer.window.add_plugin_dock_widget("medseg", "Send it back")
+    assert [send.table.item(0, column).text() for column in (0, 1)] == ["amygdala", "by hand"]
+    assert send.save(tmp_path / "out.nii.gz"), send.message.text()
+    [again] = viewer.open(str(tmp_path / "out.nii.gz"), plugin="medseg")
+    assert [label.name for label in origin_of({"metadata": again.metadata}).scheme.labels] == [
+        "amygdala"
+    ]
+
+
+def test_labels_that_were_lost_are_offered_with_their_image_alone(qtbot, viewer, dock, tmp_path):
+    viewer.layers.clear()
+    write_nifti_image(tmp_path / "image.nii.gz", oblique_grid(SHAPE))
+    [image] = viewer.open(str(tmp_path / "image.nii.gz"), plugin="medseg")
+    viewer._new_labels()
+    layer = viewer.layers[-1]
+    layer.data = layer.data.astype(np.uint8)
+    layer.data[1:4, 1:4, 1:4] = 2  # of a model, say: before anything was drawn
+    assert dock.start()
+    controller = dock.bench.correction.controller
+    controller.tool = "brush"
+    controller.add_label("cyst")
+    press(dock, (8, 10, 10))
+    controller.active = 2
+    press(dock, (6, 12, 5))
+    edited = layer.data.copy()
+    viewer.layers.remove(layer)  # by mistake, or with the process
+    qtbot.waitUntil(lambda: dock.recovery.isVisibleTo(dock), timeout=WAIT_MS)
+    assert "on image were not saved. Restore them?" in dock.recovery_text.text()
+    dock.restore_button.click()
+    again = viewer.layers[-1]
+    assert (again.name, dock.message.text()) == ("image restored", "Restored; undo takes it back")
+    np.testing.assert_array_equal(again.data, edited)
+    assert dock.bench.correction.layer is again
+    assert unsaved(viewer)
+    assert not dock.recovery.isVisibleTo(dock)
+    _, send = viewer.window.add_plugin_dock_widget("medseg", "Send it back")
+    send.refresh()
+    made = {send.table.item(row, 0).text(): send.table.item(row, 1).text() for row in range(2)}
+    assert made == {"label 2": "corrected", "cyst": "by hand"}
+    dock.undo_button.click()
+    assert not again.data.any()
+    assert image in viewer.layers
 
 
 def test_the_window_asks_before_it_closes_over_unsaved_corrections(viewer, started):

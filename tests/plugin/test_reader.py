@@ -85,6 +85,23 @@ def test_a_label_map_with_large_values_takes_two_bytes(tmp_path):
     assert (kind, data.dtype, data.max()) == ("labels", np.uint16, 1021)
 
 
+def test_labels_of_a_file_are_called_as_the_table_beside_it_says(tmp_path):
+    labels = np.zeros((8, 9, 10), dtype=np.uint8)
+    labels[2:5, 3:6, 4:8], labels[6:8, 3:6, 4:8] = 2, 7
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "case_dseg.nii.gz")
+    table = tmp_path / "case_dseg.tsv"
+    table.write_text("index\tname\tcolor\n0\tbackground\t#000000\n2\tliver\t#C81E1E\n")
+    [(data, settings, _)] = read_layers(str(tmp_path / "case_dseg.nii.gz"))
+    found = origin_of(settings).scheme
+    assert [(one.value, one.name) for one in found.labels] == [(2, "liver"), (7, "label 7")]
+    assert found.by_value(2).rgb == (200, 30, 30)
+    assert settings["colormap"][2] == (200 / 255, 30 / 255, 30 / 255, 1.0)
+    assert data.any()
+    table.write_text("participant\tage\n1\t50\n")  # a table of something else
+    [(_, settings, _)] = read_layers(str(tmp_path / "case_dseg.nii.gz"))
+    assert origin_of(settings).scheme is None
+
+
 def test_labels_out_of_range_are_refused(tmp_path):
     labels = np.zeros((8, 9, 10), dtype=np.int32)
     labels[2:5, 3:6, 4:8] = 70000

@@ -5,6 +5,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medseg.core import Grid, LabelScheme, Volume
 from medseg.data.layouts.msd import list_msd
@@ -17,6 +19,7 @@ from medseg_napari._provenance import Beginning
 from medseg_napari._reader import read_layers
 from medseg_napari._send import Parcel
 from medseg_napari._training_set import TrainingCase, add_case
+from medseg_napari._words import dice_in_words, ml_in_words
 from tests.plugin.sources import noise_volume, oblique_grid, write_nifti_image
 
 SCHEME = LabelScheme.plain("organs", {2: "liver", 5: "spleen", 9: "tumour"})
@@ -76,6 +79,16 @@ def test_what_an_editor_knows_better_is_taken(series, tmp_path):
     assert parcel.save(tmp_path / "out.dcm")[2] == "MANUAL"
 
 
+def test_names_and_colours_lie_beside_a_nifti_file_and_open_with_it_again(image, tmp_path):
+    parcel, _ = by_model(image)
+    parcel.save(tmp_path / "out.nii.gz")
+    [(_, settings, kind)] = read_layers(str(tmp_path / "out.nii.gz"))
+    assert (kind, origin_of(settings).scheme.labels) == ("labels", SCHEME.labels)
+    (tmp_path / "other.tsv").write_text("participant\tage\n")
+    parcel.save(tmp_path / "other.nii.gz")
+    assert (tmp_path / "other.tsv").read_text() == "participant\tage\n"
+
+
 def test_dicom_needs_a_series(image, tmp_path):
     parcel, _ = by_model(image)
     with pytest.raises(FormatError, match="labels on a DICOM series"):
@@ -124,6 +137,32 @@ def test_the_report_is_saved_as_json_or_as_a_table(image, tmp_path):
     rows = list(csv.DictReader((tmp_path / "effort.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["liver", "spleen", "tumour"]
     assert float(rows[1]["dice"]) == 1
+
+
+def test_a_single_voxel_of_a_fine_grid_is_not_told_as_nothing(tmp_path):
+    fine = Grid((64, 64, 64), np.diag([0.05, 0.05, 0.05, 1.0]))
+    write_nifti_image(tmp_path / "fine.nii.gz", fine)
+    settings = read_layers(str(tmp_path / "fine.nii.gz"))[0][1]
+    grid, source = origin_of(settings).grid, origin_of(settings).source
+    labels = np.full(grid.shape_ijk, 2, dtype=np.uint8)
+    beginning = Beginning.by_model(labels, "organs", "4", weights_sha256="abc", seconds=3.0)
+    origin = LayerOrigin.of(grid, source, scheme=SCHEME, beginning=beginning)
+    corrected = labels.copy()
+    corrected[1, 1, 1] = 0
+    parcel = Parcel("result", origin.shown_array(corrected), origin)
+    parcel.save_report(tmp_path / "effort.json")
+    [liver] = json.loads((tmp_path / "effort.json").read_text())["labels"]
+    assert liver["removed_ml"] == pytest.approx(0.05**3 / 1000, rel=0.01)
+    assert liver["dice"] < 1
+    assert ml_in_words(liver["removed_ml"]) == "0.00000012"
+    assert dice_in_words(liver["dice"]) != "1.000"
+
+
+@given(st.floats(1e-7, 1e5))
+def test_a_volume_in_words_is_off_by_less_than_a_twentieth_or_five_microlitres(ml):
+    told = float(ml_in_words(ml))
+    assert told > 0
+    assert told == pytest.approx(ml, rel=0.05, abs=0.005 if ml >= 0.01 else 0.0)
 
 
 # Training sets
@@ -209,6 +248,24 @@ def test_a_dataset_of_other_channels_refuses_the_case(image, tmp_path):
     assert caught.value.code == "training-set-channels"
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "fits"),
+    [("T1", "image", True), ("image", "T1", True), ("T1", "MR", True), ("CT", "MR", False)],
+)
+def test_the_only_image_is_the_only_channel_unless_its_modality_is_another(
+    image, tmp_path, first, then, fits
+):
+    add(by_model(image)[0], image, tmp_path / "set", channel=first)
+    other = other_image(tmp_path)
+    if fits:
+        assert add(by_model(other)[0], other, tmp_path / "set", channel=then).cases == 2
+        index = json.loads((tmp_path / "set" / "dataset.json").read_text())
+        assert index["channel_names"] == {"0": first}
+    else:
+        with pytest.raises(ConfigError, match="the channels of the dataset"):
+            add(by_model(other)[0], other, tmp_path / "set", channel=then)
+
+
 def test_the_msd_layout_takes_one_channel(image, tmp_path):
     parcel, _ = by_model(image)
     both = {"T1": image[0], "FLAIR": image[0]}
@@ -272,3 +329,4 @@ def test_an_image_that_cannot_be_written_leaves_no_case(image, tmp_path):
     with pytest.raises(Exception, match="integers of at most 32 bits"):
         parcel.add_to_training_set(tmp_path / "set", {"T1": data}, layout="nnunet")
     assert not [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    assert add(parcel, image, tmp_path / "set").name == "case_0001"  # once the cause is gone

@@ -98,12 +98,14 @@ def test_a_zip_opens_like_the_folder_in_it(study, tmp_path):
     np.testing.assert_array_equal(data, read_layers(str(study / "s1"))[0][0])
 
 
-def test_a_zip_without_dicom_is_left_to_others(tmp_path):
+def test_a_zip_without_dicom_is_told_of_by_a_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "notes.zip", "w") as archive:
         archive.writestr("notes.txt", "nothing")
     (tmp_path / "broken.zip").write_bytes(b"PK nothing")
-    for name in ("notes.zip", "broken.zip", "gone.zip"):
-        assert get_reader(str(tmp_path / name)) is None
+    for name, words in (("notes.zip", "no DICOM image"), ("broken.zip", "a whole zip file")):
+        with pytest.raises(FormatError, match=words):
+            get_reader(str(tmp_path / name))(str(tmp_path / name))
+    assert get_reader(str(tmp_path / "gone.zip")) is None
 
 
 def test_structures_are_named_where_the_file_does_not_say_how_they_came_about(study):
@@ -170,10 +172,22 @@ def test_labels_whose_series_is_nowhere_say_what_to_do(study, tmp_path):
     assert caught.value.code == "label-series-missing"
 
 
-def test_a_slice_or_a_broken_file_is_left_to_others(study, tmp_path):
-    (tmp_path / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"\x07" * 99)
-    assert get_reader(str(tmp_path / "broken.dcm")) is None
-    assert get_reader(str(study / "s1" / "00001.dcm")) is None
+def test_a_slice_opens_the_series_that_it_belongs_to_and_a_second_one_nothing_more(study):
+    (study / "s1" / "notes.txt").write_text("beside it")
+    write_objects(study / "s1", study / "s1")
+    slices = sorted((study / "s1").glob("0*.dcm"))
+    [(data, settings, kind)] = get_reader(str(slices[2]))(str(slices[2]))
+    assert (kind, settings["name"]) == ("image", "s1")
+    whole = read_dicom_series(study / "s1").volume.data_cijk[0]
+    np.testing.assert_array_equal(origin_of(settings).original_array(data), whole)
+    assert read_layers(str(slices[0])) == [(None,)]  # napari's word for no layer
+
+
+def test_a_broken_file_is_told_of_by_a_sentence(tmp_path):
+    for name, content in (("a.dcm", bytes(128) + b"DICM" + b"\x07" * 99), ("b.dcm", b"notes")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FormatError, match="expected a DICOM image, a SEG or an RT structure"):
+            get_reader(str(tmp_path / name))(str(tmp_path / name))
 
 
 def test_an_opened_seg_that_is_edited_in_one_voxel_differs_there_and_in_the_type(study, tmp_path):

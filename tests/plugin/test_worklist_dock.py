@@ -122,6 +122,22 @@ def test_cases_are_listed_opened_judged_corrected_and_opened_again(qtbot, viewer
     assert words_in_ledger(out)[order[1]] == "open"
 
 
+def test_labels_that_were_closed_by_hand_are_not_accepted_unseen(qtbot, viewer, dock, out):
+    assert dock.open_folder(out)
+    dock.next_button.click()
+    name = opened(qtbot, dock)
+    viewer.layers.remove(labels_in(viewer))
+    assert f"The labels of {name} were closed: open the case again" in dock.message.text()
+    dock.accept_button.click()
+    dock.correct_button.click()
+    assert words_in_ledger(out) == {}
+    dock.open_button.click()
+    assert opened(qtbot, dock) == name
+    assert labels_in(viewer).data.any()
+    dock.accept_button.click()
+    assert words_in_ledger(out) == {name: "accepted"}
+
+
 def test_a_saved_correction_counts_as_saved_for_the_tools_too(qtbot, viewer, dock, out):
     from medseg_napari._edit_session import correct, unsaved
 

@@ -21,7 +21,8 @@ def badge_of(layers: Iterable[Any]) -> str:
     angles = [one.oblique_deg for one in origins if one is not None and one.is_oblique]
     if not angles:
         return ""
-    return f"{_MARK} by {max(angles):.1f} degrees:\ndrawn along its own axes, saved where it lies"
+    # three short lines, so that the letter of the patient's side beside them can be read
+    return f"{_MARK} by {max(angles):.1f} degrees:\ndrawn along its own axes,\nsaved where it lies"
 
 
 def text_of(viewer: Any) -> Any:  # noqa: ANN401 - napari's

@@ -80,7 +80,7 @@ def ask_user(corrections: list[Correction]) -> Answer:
     box.setText(f"Corrections of {names} are in no file yet.")
     kept = all(one.autosave is not None for one in corrections)
     if kept:
-        box.setInformativeText("Kept corrections are offered when the image is corrected again.")
+        box.setInformativeText("Kept corrections are offered when the image is opened again.")
     keep = box.addButton("Close and keep", QMessageBox.ButtonRole.AcceptRole) if kept else None
     discard = box.addButton("Close and discard", QMessageBox.ButtonRole.DestructiveRole)
     stay = box.addButton("Do not close", QMessageBox.ButtonRole.RejectRole)

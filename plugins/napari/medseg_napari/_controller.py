@@ -27,6 +27,7 @@ from medseg.io.scan import Scan
 from medseg_napari._origin import LayerOrigin
 from medseg_napari._provenance import Beginning
 from medseg_napari._request import Request, scan_of
+from medseg_napari._words import ml_in_words
 
 if TYPE_CHECKING:
     from medseg.inference.memory import MemoryPlan
@@ -266,7 +267,9 @@ class RunController:
         kind: Literal["plan", "run"] = "plan" if task.plan_only else "run"
         plan = self.state.plan
         if isinstance(update, Result):
-            found = ", ".join(f"{name} {ml:.2f} ml" for name, ml in update.volumes_ml.items())
+            found = ", ".join(
+                f"{name} {ml_in_words(ml)} ml" for name, ml in update.volumes_ml.items()
+            )
             notes = "".join(f"\n{note}" for note in update.origin.notes)
             return RunState(
                 "done", kind, plan=plan, message=f"{update.seconds:.1f} s. {found}{notes}"

@@ -9,6 +9,7 @@ from qtpy.QtCore import QObject, Signal
 
 from medseg.errors import MedsegError
 from medseg_napari._edit_session import Correction
+from medseg_napari._words import ml_in_words
 from medseg_napari._worker import start_worker
 from medseg_napari.editing.choices import Tool
 
@@ -261,7 +262,7 @@ def in_words(name: str, change: Change, voxel_ml: float) -> str:
         return f"{name}: there was nothing to change"
     plus = sum(voxels for (_, after), voxels in change.moved.items() if after) * voxel_ml
     minus = sum(voxels for (before, _), voxels in change.moved.items() if before) * voxel_ml
-    return f"{name}: +{plus:.2f} ml, -{minus:.2f} ml"
+    return f"{name}: +{ml_in_words(plus)} ml, -{ml_in_words(minus)} ml"
 
 
 def _unexpected(error: Exception) -> str:

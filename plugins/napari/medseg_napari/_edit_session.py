@@ -6,19 +6,22 @@ layer is corrected meanwhile, or the dock is closed, makes no difference.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from napari.layers import Labels
 from psygnal import Signal
 
 from medseg.core.labelmap import label_counts
-from medseg.errors import ConfigError, ResourceError
-from medseg_napari._origin import LayerOrigin, origin_of
+from medseg.errors import ConfigError, MedsegError, ResourceError
+from medseg_napari._origin import METADATA_KEY, LayerOrigin, origin_of
+from medseg_napari._provenance import Beginning
 from medseg_napari._send import SECONDS_KEY
 from medseg_napari._writer import EDITED_KEY, image_below
-from medseg_napari.editing.autosave import Autosave, Recoverable, recoverable
-from medseg_napari.editing.binding import start_editing, unwrapped
+from medseg_napari.editing.autosave import Autosave, Recoverable, recoverable, source_key
+from medseg_napari.editing.binding import identity_of, start_editing, unwrapped
 from medseg_napari.editing.change import Change
 from medseg_napari.editing.scribbles import Scribbles
 
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SCRIBBLES_KEY",
     "Correction",
+    "Lost",
     "correct",
+    "correct_lost",
     "correction_of",
     "is_scribbles",
     "labels_were_saved",
+    "lost",
     "origin_under",
     "unsaved",
 ]
@@ -99,6 +105,9 @@ class Correction:
             self.trouble = str(error)
             self.editing = start_editing(self.layer, made=made, autosave=False, image_origin=origin)
         self.controller = self.editing.controller
+        if origin is not None and origin_of({"metadata": self.layer.metadata}) is None:
+            # a new layer on the image: it knows where it lies from now on, and the labels' names
+            self.layer.metadata[METADATA_KEY] = replace(origin, scheme=self.controller.scheme)
         self._beginning = beginning
         self._at_first: frozenset[int] = frozenset()
         if beginning is not None:
@@ -196,7 +205,31 @@ class Correction:
         """
         self.editing.recover(autosaved)
         self.recoverable.remove(autosaved)
+        if self._beginning is None:
+            self._begin_with_recovered()
         self.publish()
+
+    def _begin_with_recovered(self) -> None:
+        """Say how labels came about that were put back into an empty layer, which does not know.
+
+        Those of which every voxel was drawn are MANUAL. What made the others is not recorded.
+        """
+        origin = origin_under(self.layer)
+        if origin is None:
+            return
+        controller, counts = self.controller, self.controller.labels_table.counts
+        work = {value: controller.effort.of(value) for value in controller.scheme.values}
+        types: dict[int, AlgorithmType] = {
+            value: "MANUAL"
+            for value, one in work.items()
+            if counts[value] == one.added_voxels - one.removed_voxels
+        }
+        labels = origin.original_array(controller.labels)
+        self._beginning = Beginning.opened(labels, types=types)
+        self._at_first = frozenset(np.flatnonzero(counts).tolist())
+        self.layer.metadata[METADATA_KEY] = replace(
+            origin, scheme=controller.scheme, beginning=self._beginning
+        )
 
     def discard(self, autosaved: Recoverable) -> None:
         """Delete an autosave of an earlier process."""
@@ -241,6 +274,8 @@ class Correction:
                     name=f"{self.layer.name} scribbles",
                     scale=self.layer.scale,
                     translate=self.layer.translate,
+                    units=self.layer.units,
+                    axis_labels=self.layer.axis_labels,
                     colormap=SCRIBBLE_COLOURS,
                     opacity=1.0,
                     metadata={SCRIBBLES_KEY: True},
@@ -287,6 +322,65 @@ def correction_of(layer: Any) -> Correction | None:  # noqa: ANN401 - napari's
     """The correction of a layer that is going on."""
     found = unwrapped(layer)
     return next((one for one in _corrections if one.layer is found), None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lost:
+    """Corrections that are in no file and not in the viewer, of something that is.
+
+    Args:
+        layer: The image that they were made on, or the labels of a file that were corrected.
+        autosaved: Where they are.
+    """
+
+    layer: Any
+    autosaved: Recoverable
+
+
+def lost(viewer: Any) -> list[Lost]:  # noqa: ANN401 - napari's
+    """What was not saved of the images and labels that are open, and is not being corrected."""
+    autosaved = recoverable()
+    if not autosaved:
+        return []
+    savers = [one.autosave for one in _corrections]
+    known = {saver.key for saver in savers if saver is not None}
+    found: list[Lost] = []
+    layers = sorted(unwrapped(viewer).layers, key=lambda layer: isinstance(layer, Labels))
+    for layer in layers:  # images first: labels made on them are known by them
+        origin = origin_of({"metadata": layer.metadata})
+        if origin is None:
+            continue
+        key = source_key(identity_of(origin))
+        of_it = [one for one in autosaved if one.header.key == key]
+        fitting = [one for one in of_it if one.header.shape == layer.data.shape]
+        if fitting and key not in known:
+            known.add(key)
+            found.append(Lost(unwrapped(layer), fitting[0]))
+    return found
+
+
+def correct_lost(viewer: Any, what: Lost) -> Correction:  # noqa: ANN401 - napari's
+    """Put back what was not saved: into the labels of the file, or a new layer on the image.
+
+    Raises:
+        MedsegError: As :meth:`Correction.recover`; then there is no new layer.
+    """
+    layer, made = what.layer, False
+    if not isinstance(layer, Labels):
+        origin = origin_of({"metadata": layer.metadata})
+        assert origin is not None  # noqa: S101 - nothing else is offered
+        content = what.autosaved.load()
+        settings = origin.layer_settings(f"{layer.name} restored")
+        layer, made = unwrapped(viewer.add_labels(np.zeros_like(content.labels), **settings)), True
+    try:
+        correction = correct(viewer, layer)
+        same = (one for one in correction.recoverable if one.folder == what.autosaved.folder)
+        correction.recover(next(same))
+    except MedsegError:
+        if made:
+            viewer.layers.remove(layer)
+        raise
+    return correction
 
 
 def labels_were_saved(data_shown: npt.NDArray[Any]) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Labels
-from qtpy.QtCore import Qt
+from napari.utils.notifications import show_info
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QFrame,
     QHBoxLayout,
     QLabel,
+    QMessageBox,
     QProgressBar,
     QPushButton,
     QScrollArea,
@@ -28,7 +31,15 @@ from medseg_napari._edit_bench import Bench
 from medseg_napari._edit_draw_widget import DrawSection, RangeSection
 from medseg_napari._edit_repair_widget import RepairSection
 from medseg_napari._edit_section import Section, button, row, text
-from medseg_napari._edit_session import Correction, correct, correction_of, is_scribbles
+from medseg_napari._edit_session import (
+    Correction,
+    Lost,
+    correct,
+    correct_lost,
+    correction_of,
+    is_scribbles,
+    lost,
+)
 from medseg_napari._edit_shape_widgets import (
     CombineSection,
     PiecesSection,
@@ -49,6 +60,7 @@ __all__ = ["EditDock"]
 
 _LEAST_WIDTH = 400  # as the other docks
 _BRUSH_STEP = 1.25
+_TO_DELETE = "Delete these corrections? They are in no file, and cannot be brought back."
 _TO_BEGIN = "Choose labels above and press Correct to begin"
 
 
@@ -63,11 +75,17 @@ class EditDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         super().__init__()
         self._viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._watched: Correction | None = None
+        self._told: set[Path] = set()
+        self.ask: Callable[[str], bool] = self._ask
+        """Asks the user whether something may be deleted; for tests another one."""
         self.bench = Bench(self)
         self.bench.told.connect(self._say)
         self._build()
         self._arrange()
         self.bench.busy_changed.connect(self._busy_changed)
+        self._offer_soon = QTimer(self)  # when whoever else hears of layers has heard
+        self._offer_soon.setSingleShot(True)
+        self._offer_soon.timeout.connect(self._show_recovery)
         self._listening = Listening(self, self._gone)
         events = self._viewer.layers.events
         for event in (events.inserted, events.removed, events.reordered):
@@ -173,6 +191,7 @@ class EditDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             wanted = layers[-1] if layers else None
         fill(self.layer_box, [(layer.name, layer) for layer in layers], wanted)
         self._layer_changed()
+        self._offer_soon.start(0)
         self.range.list_images()
         self.combine.list_layers()
 
@@ -287,35 +306,64 @@ class EditDock(QWidget):  # type: ignore[misc] # Qt is untyped here
 
     # ---- recovery
 
+    def _offered(self) -> Lost | None:
+        """What can be restored: of the labels that are corrected, else of anything open."""
+        watched = self._watched
+        if watched is not None and watched.recoverable:
+            return Lost(watched.layer, watched.recoverable[0])
+        try:
+            found = lost(self._viewer)
+        except (MedsegError, OSError):  # a folder that cannot be read has nothing to offer
+            return None
+        return found[0] if found else None
+
     def _show_recovery(self) -> None:
-        offered = [] if self._watched is None else self._watched.recoverable
-        self.recovery.setVisible(bool(offered))
-        if offered:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(offered[0].changed_s))
-            self.recovery_text.setText(
-                f"Corrections of {when} on this image were not saved. Restore them?"
-            )
+        offered = self._offered()
+        self.recovery.setVisible(offered is not None)
+        if offered is None:
+            return
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(offered.autosaved.changed_s))
+        words = f"Corrections of {when} on {offered.layer.name} were not saved."
+        self.recovery_text.setText(f"{words} Restore them?")
+        if offered.autosaved.folder not in self._told and correction_of(offered.layer) is None:
+            self._told.add(offered.autosaved.folder)  # the dock may lie under others
+            show_info(f"{words} *Correct it* can restore them.".replace("*", ""))
 
     def restore(self) -> bool:
         """Put back what was not saved, as one undo step; whether it was."""
-
-        def action(one: Correction) -> str:
-            one.recover(one.recoverable[0])
-            return "Restored; undo takes it back"
-
-        done = self.bench.attempt(action)
-        self._show_recovery()
-        return done
+        offered, watched = self._offered(), self._watched
+        if offered is None or self.bench.busy:
+            return False
+        try:
+            if watched is not None and offered.autosaved in watched.recoverable:
+                watched.recover(offered.autosaved)
+            else:
+                correction = correct_lost(self._viewer, offered)
+                self._viewer.layers.selection.active = correction.layer
+                self._take(correction)
+        except MedsegError as error:
+            self._say(str(error), True)
+            return False
+        finally:
+            self._show_recovery()
+        self._say("Restored; undo takes it back")
+        return True
 
     def forget(self) -> None:
         """Delete what was not saved."""
-
-        def action(one: Correction) -> str:
-            one.discard(one.recoverable[0])
-            return "Deleted"
-
-        self.bench.attempt(action)
+        offered, watched = self._offered(), self._watched
+        if offered is None or self.bench.busy or not self.ask(_TO_DELETE):
+            return
+        if watched is not None and offered.autosaved in watched.recoverable:
+            watched.discard(offered.autosaved)
+        else:
+            offered.autosaved.discard()
+        self._say("Deleted")
         self._show_recovery()
+
+    def _ask(self, question: str) -> bool:
+        yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.Cancel
+        return bool(QMessageBox.question(self, "Correct it", question, yes | no, no) == yes)
 
     # ---- keys
 

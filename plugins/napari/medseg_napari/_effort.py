@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EffortReport", "LabelEffort", "effort_report"]
 
+_DECIMALS = 9  # of which a single voxel of any scanner shows
+
 
 @dataclass(frozen=True, slots=True)
 class LabelEffort:
@@ -84,7 +86,7 @@ class EffortReport:
             "seconds_mean": self.seconds_mean,
             "labels": [
                 {
-                    key: round(value, 4) if isinstance(value, float) else value
+                    key: round(value, _DECIMALS) if isinstance(value, float) else value
                     for key, value in asdict(label).items()
                 }
                 for label in self.labels

@@ -340,6 +340,19 @@ class FourViews:
             for pane in self.panes.values():
                 if self._is_open or pane.model is self.viewer:
                     pane.model.reset_view()
+            for widget in self.widgets.values():
+                _uncut_names(widget.dims)
+
+
+def _uncut_names(dims: Any) -> None:  # noqa: ANN401 - napari's
+    """Let the names of the axes be read whole.
+
+    napari allows them a fifth of the first slider's width, which is that of a hidden one here.
+    """
+    first = next(iter(getattr(dims, "slider_widgets", ())), None)
+    if first is not None and not first.isVisibleTo(dims):
+        first.resize(dims.width(), first.height())
+        dims._resize_axis_labels()
 
 
 def _ignoring(call: Callable[[], None]) -> Callable[[Any], None]:

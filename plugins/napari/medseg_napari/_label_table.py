@@ -19,6 +19,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from medseg_napari._words import ml_in_words
+
 if TYPE_CHECKING:
     from medseg_napari._edit_bench import Bench
     from medseg_napari._edit_session import Correction
@@ -162,7 +164,7 @@ class LabelTableView(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._check(number, SHOWN, row.visible)
         self._check(number, LOCKED, row.locked)
         volume = self._item(number, VOLUME, value)
-        _set_text(volume, f"{row.volume_ml:.2f}")
+        _set_text(volume, ml_in_words(row.volume_ml))
         volume.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 
     def _item(self, row: int, column: int, value: int) -> QTableWidgetItem:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from medseg.io.dicom_files import is_study_file
 from medseg.io.label_like import looks_like_labels
 from medseg.io.reading import read_image_or_labels
 from medseg_napari._badge import show_badges_of_current_viewer
+from medseg_napari._label_names import names_beside
 from medseg_napari._layers import LayerData, image_layers, labels_layer
 
 __all__ = ["get_reader", "read_layers"]
 
 _FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-_LABEL_OBJECTS = (".dcm", ".dicom")
+_DICOM_FILES = (".dcm", ".dicom")
 _NOTHING: list[LayerData] = [(None,)]  # type: ignore[list-item] # napari's word for no layer
 
 Reader = Callable[[str], list[LayerData]]
@@ -32,9 +32,10 @@ _DICOM_MAGIC_AT = 128
 def get_reader(path: str | list[str]) -> Reader | None:
     """The reader for a path, or None where medseg is not concerned.
 
-    Images are judged by their ending, folders and zips by whether one of the first files in them is
-    DICOM, single DICOM files by whether they are a SEG or an RT structure set; no image is opened.
-    A list of paths, which is napari's way to ask for one stacked layer, is left to others.
+    Files are judged by their ending and not opened: where napari has asked for medseg, a sentence
+    that says what is wrong with one is better than none. Folders are judged by whether one of the
+    first files in them is DICOM. A list of paths, which is napari's way to ask for one stacked
+    layer, is left to others.
     """
     if isinstance(path, list):
         return None
@@ -42,10 +43,8 @@ def get_reader(path: str | list[str]) -> Reader | None:
     lower = location.name.lower()
     if location.is_dir():
         return read_layers if _holds_dicom(location) else None
-    if lower.endswith(".zip"):
-        return read_layers if _zip_holds_dicom(location) else None
-    if lower.endswith(_LABEL_OBJECTS):
-        return read_layers if _is_label_object(location) else None
+    if lower.endswith((".zip", *_DICOM_FILES)):
+        return read_layers if location.is_file() else None
     return read_layers if lower.endswith(_FILE_SUFFIXES) else None
 
 
@@ -72,13 +71,15 @@ def _read(location: Path) -> list[LayerData]:
     name = _layer_name(location)
     if location.is_dir() or is_study_file(location):
         return _read_study(location, name)
-    if location.name.lower().endswith(_LABEL_OBJECTS):
-        from medseg_napari._series import open_label_file
+    if location.name.lower().endswith(_DICOM_FILES):
+        from medseg_napari._series import open_label_file, open_series_of
 
-        return open_label_file(location)
+        layers = open_series_of(location)
+        return open_label_file(location) if layers is None else layers or _NOTHING
     scan = read_image_or_labels(location)
     if any(looks_like_labels(channel) for channel in scan.volume.data_cijk):
-        return [labels_layer(scan, name, str(location))]
+        scheme = names_beside(location, scan.volume.data_cijk[0])
+        return [labels_layer(scan, name, str(location), scheme=scheme)]
     return image_layers(scan, name)
 
 
@@ -138,25 +139,3 @@ def _is_dicom(path: Path) -> bool:
             return stream.read(4) == b"DICM"
     except OSError:  # a pipe, a broken link or a file of someone else: not for us to report
         return False
-
-
-def _zip_holds_dicom(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist()[:_MOST_FILES_LOOKED_AT]:
-                if member.is_dir() or member.flag_bits & 1:
-                    continue
-                with archive.open(member) as stream:
-                    if stream.read(_DICOM_MAGIC_AT + 4)[_DICOM_MAGIC_AT:] == b"DICM":
-                        return True
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        return False
-    return False
-
-
-def _is_label_object(path: Path) -> bool:
-    if not _is_dicom(path):
-        return False
-    from medseg.io.label_object import read_label_object
-
-    return read_label_object(path) is not None

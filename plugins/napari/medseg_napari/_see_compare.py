@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 
 from medseg_napari._difference_layer import COLOURS, difference_settings
 from medseg_napari._layer_boxes import fill, narrow_box
+from medseg_napari._words import dice_in_words, ml_in_words
 from medseg_napari._worker import Listening, start_worker
 from medseg_napari.viewing.comparing import (
     PAIRS,
@@ -294,9 +295,9 @@ class CompareSection(QWidget):  # type: ignore[misc] # Qt is untyped here
             for pair in pairs:
                 one = row.agreements.get(pair)
                 dice = math.nan if one is None else one.dice
-                cells.append(QTableWidgetItem("" if math.isnan(dice) else f"{dice:.3f}"))
+                cells.append(QTableWidgetItem("" if math.isnan(dice) else dice_in_words(dice)))
             of_shown = None if shown is None else row.agreements.get(shown)
-            more = "" if of_shown is None else f"{of_shown.difference_ml:+.2f}"
+            more = "" if of_shown is None else ml_in_words(of_shown.difference_ml, signed=True)
             cells.append(QTableWidgetItem(more))
             if self._hd95:
                 mm = self._hd95.get(row.name)

@@ -30,7 +30,7 @@ from medseg_napari._layer_boxes import fill, index_of, narrow_box
 from medseg_napari._origin import LayerOrigin, origin_of
 from medseg_napari._send import CHANNELS_KEY, SECONDS_KEY, Parcel
 from medseg_napari._training_set import Layout
-from medseg_napari._words import time_in_words
+from medseg_napari._words import dice_in_words, ml_in_words, time_in_words
 from medseg_napari._worker import Listening
 from medseg_napari._writer import EDITED_KEY, image_below
 
@@ -182,6 +182,9 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         if named and all(name in self._viewer.layers for name in named.values()):
             return {channel: self._viewer.layers[name] for channel, name in named.items()}
         alike = [one for one in self._viewer.layers if _is_image_on(one, parcel.origin)]
+        drawn_on = [one for one in alike if _source_of(one) is parcel.origin.source]
+        if len(alike) > 1 and len(drawn_on) == 1:
+            alike = drawn_on
         if len(alike) == 1:
             return {_modality(alike[0]): alike[0]}
         return {one.name: one for one in alike}
@@ -209,10 +212,10 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             cells = (
                 label.name,
                 _KINDS[label.kind],
-                f"{label.after_ml:.2f}",
-                f"{label.added_ml:.2f}",
-                f"{label.removed_ml:.2f}",
-                "" if label.dice is None else f"{label.dice:.3f}",
+                ml_in_words(label.after_ml),
+                ml_in_words(label.added_ml),
+                ml_in_words(label.removed_ml),
+                "" if label.dice is None else dice_in_words(label.dice),
             )
             for column, text in enumerate(cells):
                 self.table.setItem(row, column, QTableWidgetItem(text))
@@ -286,9 +289,9 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         path, chosen = QFileDialog.getSaveFileName(self, "Save labels", "", filters)
         if path:
             ending = ".nii.gz" if chosen.startswith("NIfTI") else ".dcm"
-            known = path.lower().endswith((".nii", ".nii.gz", ".dcm"))
-            target = Path(path if known else path + ending)
-            self.save(target, rtstruct=chosen.startswith("RT"))
+            target = self._named(path, ending, (".nii", ".nii.gz", ".dcm"))
+            if target is not None:
+                self.save(target, rtstruct=chosen.startswith("RT"))
 
     def _ask_and_report(self) -> None:
         path, chosen = QFileDialog.getSaveFileName(
@@ -296,8 +299,20 @@ class SendDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         )
         if path:
             ending = ".csv" if chosen.startswith("CSV") else ".json"
-            known = path.lower().endswith((".json", ".csv"))
-            self.save_report(Path(path if known else path + ending))
+            target = self._named(path, ending, (".json", ".csv"))
+            if target is not None:
+                self.save_report(target)
+
+    def _named(self, path: str, ending: str, known: tuple[str, ...]) -> Path | None:
+        """What a dialog gave, with an ending; None, and a word about it, where that is taken."""
+        if path.lower().endswith(known):
+            return Path(path)
+        target = Path(path + ending)
+        if target.exists():  # the dialog asked about the name without the ending
+            words = f"{target.name} is there already; choose it by its full name to replace it"
+            self._tell(f"{words}. Nothing was saved", trouble=True)
+            return None
+        return target
 
     def _ask_and_add(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder of the training set")
@@ -325,6 +340,11 @@ def _is_image_on(layer: Layer, origin: LayerOrigin) -> bool:
     )
 
 
+def _source_of(layer: Layer) -> object:
+    origin = origin_of({"metadata": layer.metadata})
+    return None if origin is None else origin.source
+
+
 def _modality(layer: Image) -> str:
     from medseg_napari._display import modality_of  # noqa: PLC0415
 
@@ -334,7 +354,8 @@ def _modality(layer: Image) -> str:
 
 
 def _summary(report: EffortReport) -> str:
-    made = "" if report.made_by is None else f"made by {' '.join(report.made_by)}"
+    known = [words for words in report.made_by or () if words != "not recorded"]
+    made = f"made by {' '.join(known)}" if known else ""
     if report.seconds is None:
         return made
     took = f"{time_in_words(report.seconds)} {report.seconds_mean.replace('editing', 'of editing')}"

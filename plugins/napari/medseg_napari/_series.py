@@ -32,6 +32,7 @@ __all__ = [
     "look_into",
     "open_entries",
     "open_label_file",
+    "open_series_of",
     "thumbnail_of",
 ]
 
@@ -221,7 +222,7 @@ def open_label_file(path: Path) -> list[LayerData]:
     if found is None:
         raise FormatError(
             str(path),
-            expected="a DICOM SEG or an RT structure set",
+            expected="a DICOM image, a SEG or an RT structure set",
             found="another or a damaged file",
             remedy="give the folder of a series to open the images in it",
             code="label-object",
@@ -234,6 +235,54 @@ def open_label_file(path: Path) -> list[LayerData]:
         if scan is not None:
             return [*image_layers(scan, folder.name), _labels_of(found, scan)]
     raise _no_source(found)
+
+
+def open_series_of(path: Path) -> list[LayerData] | None:
+    """Read the series that one file belongs to, of the files beside it.
+
+    Returns:
+        Layers; none where the series is open, so that several slices given at once open it once.
+        None instead if the file is no image.
+
+    Raises:
+        MedsegError: As :func:`medseg.io.dicom_series.read_stack`.
+    """
+    from medseg.io.checks import check_finite
+    from medseg.io.dicom_files import StudyFile
+    from medseg.io.dicom_series import read_stack
+    from medseg.io.dicom_study import read_study
+
+    alone = _uids_of_file(path)
+    if alone is None:
+        return None
+    series_uid, instance_uid = alone
+    for origin in open_images():
+        if isinstance(origin.source, DicomSource) and _uid_of(origin.source) == series_uid:
+            headers = origin.source.datasets
+            if any(str(header.get("SOPInstanceUID") or "") == instance_uid for header in headers):
+                return []
+    beside = sorted(one for one in path.parent.iterdir() if one.is_file())
+    files = [StudyFile(one, place) for place, one in enumerate(beside)]
+    study = read_study(path.parent, files=files)
+    stack = next(
+        one for one in study.stacks if any(frame.header.file.path == path for frame in one.frames)
+    )
+    scan = read_stack(stack, study)
+    check_finite(scan.volume.data_cijk, str(path))
+    return image_layers(scan, path.parent.name)
+
+
+def _uids_of_file(path: Path) -> tuple[str, str] | None:
+    """SeriesInstanceUID and SOPInstanceUID of an image; None if it is none, or damaged."""
+    from medseg.io.dicom_files import StudyFile
+    from medseg.io.dicom_study import read_study
+
+    try:
+        study = read_study(path.parent, files=[StudyFile(path, 0)])
+    except MedsegError:
+        return None
+    header = study.stacks[0].header
+    return study.stacks[0].series_uid, str(header.get("SOPInstanceUID") or "")
 
 
 def _labels_of(found: LabelObject, scan: Scan) -> LayerData:

@@ -33,7 +33,11 @@ Layout = Literal["nnunet", "msd"]
 
 _INDEX = "dataset.json"
 _ENDING = ".nii.gz"
+_PARTS = ("imagesTr", "labelsTr", "provenance")
 _SAME_GRID_MM = 0.01
+_UNNAMED = "image"
+_OTHERS = {"CT", "PT", "NM", "US", "CR", "DX", "MG", "XA"}
+"""DICOM's modalities whose images are no MR."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +97,7 @@ def add_case(folder: Path, case: TrainingCase, *, layout: Layout = "nnunet") -> 
     labels = _recoded(case.labels, values, folder)
     digest = _hash(case)
     try:
-        for part in ("imagesTr", "labelsTr", "provenance"):
+        for part in _PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
@@ -112,7 +116,7 @@ def add_case(folder: Path, case: TrainingCase, *, layout: Layout = "nnunet") -> 
 def _index_of(folder: Path, case: TrainingCase, layout: Layout) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not _is_free(folder):
             raise _other_folder(folder, "other files")
         return _new_index(case, layout)
     try:
@@ -130,6 +134,13 @@ def _index_of(folder: Path, case: TrainingCase, layout: Layout) -> dict[str, Any
     if not fits:
         raise _other_folder(folder, "a dataset of regions, or of other files than .nii.gz")
     return dict(index)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a case that could not be written left empty."""
+    return folder.is_dir() and all(
+        one.name in _PARTS and one.is_dir() and not any(one.iterdir()) for one in folder.iterdir()
+    )
 
 
 def _new_index(case: TrainingCase, layout: Layout) -> dict[str, Any]:
@@ -168,7 +179,7 @@ def _values_of(index: Mapping[str, Any], is_msd: bool) -> dict[str, int]:
 
 
 def _check_channels(folder: Path, known: list[str], given: list[str], is_msd: bool) -> None:
-    if known != given:
+    if known != given and not (len(known) == len(given) == 1 and _may_be(known[0], given[0])):
         raise ConfigError(
             str(folder),
             expected=f"the channels of the dataset, {', '.join(map(str, known))}",
@@ -184,6 +195,16 @@ def _check_channels(folder: Path, known: list[str], given: list[str], is_msd: bo
             remedy="choose nnU-Net's layout, which has a file for each",
             code="training-set-channels",
         )
+
+
+def _may_be(known: str, given: str) -> bool:
+    """Whether the only channel of a dataset and the only image of a case can be the same.
+
+    What no model has named is called by its modality, if that is known. MR has many names.
+    """
+    if _UNNAMED in (known, given):
+        return True
+    return "MR" in (known, given) and not {known, given} & _OTHERS
 
 
 def _check_one_grid(case: TrainingCase) -> None:
@@ -243,7 +264,7 @@ def _case_of_image(folder: Path, digest: str) -> str | None:
 def _free_name(folder: Path) -> str:
     taken = {
         int(match[1])
-        for part in ("imagesTr", "labelsTr", "provenance")
+        for part in _PARTS
         for path in (folder / part).iterdir()
         if (match := re.match(r"case_(\d{4,})", path.name))
     }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Shapes
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
@@ -53,13 +52,14 @@ from medseg_napari._models import (
     user_models,
 )
 from medseg_napari._origin import METADATA_KEY, origin_of
+from medseg_napari._region_box import RegionBox
 from medseg_napari._request import ImageInput, Request, RunOptions, region_of_shapes
 from medseg_napari._send import CHANNELS_KEY
 from medseg_napari._words import going_on, model_in_words, plan_in_words
 from medseg_napari._worker import Activity, Listening, start_worker
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels
+    from napari.layers import Image, Labels, Shapes
     from napari.viewer import Viewer
 
 __all__ = ["RunDock"]
@@ -67,7 +67,6 @@ __all__ = ["RunDock"]
 _LOOK_MS = 100
 _PLAN_AFTER_MS = 500
 _LEAST_WIDTH = 320
-_WHOLE = "whole image"
 
 
 class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
@@ -121,12 +120,8 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self.about_image = _text()
         self._channel_form = QFormLayout()
         self.device_box = DeviceBox()
-        self.region_box = narrow_box()
-        self.region_box.setToolTip(
-            "The part to look at: rectangles of a shapes layer.\n"
-            "A rectangle on one slice reaches through all slices;\n"
-            "two on different slices reach from the one to the other."
-        )
+        self.region = RegionBox(self._viewer, lambda: self._image(0))
+        self.region_box = self.region.box
         self.fast_check = QCheckBox("fast (coarser)")
         self.fast_check.setToolTip("As `medseg predict --coarser 1.5`: less exact")
         self.find_check = QCheckBox("find the region first")
@@ -145,8 +140,8 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         self._arrange()
         for check in (self.fast_check, self.find_check, self.mirror_check, self.doubt_check):
             check.toggled.connect(self._choice_changed)
-        for box in (self.device_box, self.region_box):
-            box.currentIndexChanged.connect(self._choice_changed)
+        self.device_box.currentIndexChanged.connect(self._choice_changed)
+        self.region.changed.connect(self._choice_changed)
 
     def _arrange(self) -> None:
         models = QHBoxLayout()
@@ -157,7 +152,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         form.addRow(self.about_model)
         form.addRow(self._channel_form)
         form.addRow(self.about_image)
-        form.addRow("region", self.region_box)
+        form.addRow("region", self.region)
         form.addRow("device", self.device_box)
         for check in (self.fast_check, self.find_check, self.mirror_check, self.doubt_check):
             form.addRow("", check)
@@ -249,9 +244,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             if wanted not in images:
                 wanted = likely(images, model, number, self._viewer.layers.selection.active)
             fill(box, [(layer.name, layer) for layer in images], wanted)
-        shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
-        choices: list[tuple[str, Any]] = [(_WHOLE, None), *((one.name, one) for one in shapes)]
-        fill(self.region_box, choices, self.region_box.currentData())
+        self.region.list_layers()
         self._image_changed()
 
     def _active_changed(self, event: Any) -> None:  # noqa: ANN401 - napari's
@@ -270,7 +263,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         chosen = (
             self.model,
             *(id(self._image(number)) for number in range(len(self._channel_boxes))),
-            id(self.region_box.currentData()),
+            self.region.mark(),
             self.device_box.currentText(),
             *(check.isChecked() for check in checks),
         )
@@ -318,7 +311,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
             assert origin is not None  # noqa: S101 - no other layers are listed
             images.append(ImageInput(layer.name, layer.data, origin))
         region = None
-        shapes = self.region_box.currentData()
+        shapes = self.region.shapes
         if shapes is not None:
             corners = [_corners_mm(shapes, points) for points in shapes.data]
             region = region_of_shapes(corners, images[0].origin)
@@ -445,6 +438,7 @@ class RunDock(QWidget):  # type: ignore[misc] # Qt is untyped here
     def _gone(self) -> None:
         """The dock was closed: what it was at goes with it."""
         self.controller.close()
+        self.region.let_go()
         if self._activity is not None:
             self._activity.close()
         with suppress(RuntimeError, ValueError):  # where the viewer goes too

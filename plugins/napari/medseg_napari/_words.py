@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,14 @@ if TYPE_CHECKING:
     from medseg_napari._controller import RunState
     from medseg_napari._models import FoundModel
 
-__all__ = ["going_on", "model_in_words", "plan_in_words", "time_in_words"]
+__all__ = [
+    "dice_in_words",
+    "going_on",
+    "ml_in_words",
+    "model_in_words",
+    "plan_in_words",
+    "time_in_words",
+]
 
 
 def model_in_words(model: FoundModel) -> str:
@@ -67,3 +75,29 @@ def time_in_words(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def ml_in_words(ml: float, *, signed: bool = False) -> str:
+    """A volume with two decimals; what these would show as nothing, with its first two digits.
+
+    A single voxel of a fine grid is less than a hundredth of a millilitre, and is still something.
+
+    >>> ml_in_words(12.3456), ml_in_words(0.000412), ml_in_words(0.0), ml_in_words(2, signed=True)
+    ('12.35', '0.00041', '0.00', '+2.00')
+    """
+    decimals = 2
+    if 0 < abs(ml) < 0.01:
+        decimals = min(9, 1 - math.floor(math.log10(abs(ml))))
+    return f"{ml:{'+' if signed else ''}.{decimals}f}"
+
+
+def dice_in_words(dice: float) -> str:
+    """A Dice with three decimals, or as many as it takes to tell it from 1.
+
+    >>> dice_in_words(0.87651), dice_in_words(0.99998), dice_in_words(1.0)
+    ('0.877', '0.99998', '1.000')
+    """
+    decimals = 3
+    while decimals < 9 and dice < 1 and round(dice, decimals) == 1:
+        decimals += 1
+    return f"{dice:.{decimals}f}"

@@ -29,6 +29,7 @@ from medseg.studies.reviews import (
     latest_reviews,
     result_sums,
 )
+from medseg_napari._label_names import label_table
 from medseg_napari._send import Parcel
 
 if TYPE_CHECKING:
@@ -338,7 +339,7 @@ class WorkList:
             parcel.save(place / main)
             report = parcel.effort()
             write_text(place / f"{case.row.name}_effort.json", report.to_json())
-            write_text(place / f"{case.row.name}_dseg.tsv", _label_table(parcel))
+            write_text(place / f"{case.row.name}_dseg.tsv", label_table(parcel.label_map().scheme))
             if isinstance(opened.origin.source, DicomSource):
                 with suppress(MedsegError):  # as in the run: the segmentation itself is there
                     parcel.save(place / f"{case.row.name}_dseg.dcm")
@@ -374,12 +375,6 @@ def _words_of(case: WorkCase) -> str:
 def _doubt_of(case: WorkCase) -> float:
     assert case.doubt is not None  # noqa: S101 - only such cases are sorted by it
     return case.doubt.entropy
-
-
-def _label_table(parcel: Parcel) -> str:
-    labels = parcel.label_map().scheme.labels
-    rows = [f"{one.value}\t{one.name}\t#{bytes(one.rgb).hex().upper()}" for one in labels]
-    return "\n".join(["index\tname\tcolor", *rows]) + "\n"
 
 
 def _sha256(path: Path) -> str:

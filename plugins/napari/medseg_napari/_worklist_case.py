@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medseg.core import Label, LabelMap, LabelScheme
-from medseg.core.scheme import spread_colour
+from medseg.core import LabelMap, LabelScheme
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError
 from medseg.io.dicom_files import is_study_file
 from medseg.io.fingerprint import fingerprint
 from medseg.io.reading import read_image, read_labels
 from medseg.io.scan import Scan
+from medseg_napari._label_names import read_label_table
 from medseg_napari._layers import LayerData, doubt_layer, image_layers, layer_of_labels
 from medseg_napari._models import FoundModels
 from medseg_napari._origin import LayerOrigin
@@ -226,7 +226,7 @@ def _corrected(
         return model, "result"
     table = path.with_name(f"{case.row.name}_dseg.tsv")
     try:
-        labels = read_labels(path, _read_table(table, model.scheme.name))
+        labels = read_labels(path, read_label_table(table, model.scheme.name))
     except MedsegError as error:
         notes.append(f"The correction cannot be read: {error}")
         return model, "result"
@@ -286,7 +286,7 @@ def _doubt(path: Path, labels: LabelMap) -> npt.NDArray[np.uint8] | None:
 
 def _scheme(out: Path, name: str) -> LabelScheme:
     """Names and colours from the label table, coded concepts from the SEG where there is one."""
-    scheme = _read_table(out / f"{name}_dseg.tsv", "result")
+    scheme = read_label_table(out / f"{name}_dseg.tsv", "result")
     seg = out / f"{name}_dseg.dcm"
     if not seg.is_file():
         return scheme
@@ -303,30 +303,6 @@ def _scheme(out: Path, name: str) -> LabelScheme:
         for label in scheme.labels
     )
     return LabelScheme(scheme.name, labels)
-
-
-def _read_table(path: Path, name: str) -> LabelScheme:
-    """BIDS derivatives' ``dseg.tsv``."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        columns = lines[0].split("\t")
-        labels = []
-        for number, line in enumerate(lines[1:]):
-            row = dict(zip(columns, line.split("\t"), strict=False))
-            colour = row.get("color", "").removeprefix("#")
-            rgb = bytes.fromhex(colour) if len(colour) == 6 else bytes(spread_colour(number))
-            labels.append(Label(int(row["index"]), row["name"], (rgb[0], rgb[1], rgb[2])))
-        return LabelScheme(name, tuple(labels))
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        if isinstance(error, MedsegError):
-            raise
-        raise FormatError(
-            str(path),
-            expected="the table of labels beside the result",
-            found="none that can be read",
-            remedy="run the same `medseg predict` again, which makes it anew",
-            code="worklist-result-changed",
-        ) from error
 
 
 def _report(path: Path) -> dict[str, Any]:

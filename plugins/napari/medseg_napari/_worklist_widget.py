@@ -33,6 +33,7 @@ from medseg_napari._close_guard import guard
 from medseg_napari._edit_session import correction_of, labels_were_saved
 from medseg_napari._models import find_all_models, user_models
 from medseg_napari._send import SECONDS_KEY
+from medseg_napari._words import dice_in_words
 from medseg_napari._worker import Listening, start_worker
 from medseg_napari._worklist import FILTERS, Column, Judgement, WorkCase, WorkList
 from medseg_napari._worklist_case import OpenedCase, open_case
@@ -51,6 +52,7 @@ _LOOK_EVERY_MS = 2000
 _PAUSE = 20
 _LEAST_WIDTH = 400
 _TO_BEGIN = "Open the output folder of a batch run to begin"
+_CLOSED = "The labels of {} were closed: open the case again to accept or correct it"
 _NO_DOUBT = "The doubt of these cases is not known: `medseg predict --uncertainty` measures it. "
 
 
@@ -358,8 +360,9 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
                 self._viewer.layers.remove(layer)
 
     def _layer_removed(self, event: Any) -> None:  # noqa: ANN401 - napari's
-        if event.value is self._labels:
+        if event.value is self._labels and self.opened is not None:
             self._labels = None
+            self._say(_CLOSED.format(self.opened.case.row.name), trouble=True)
             self._refresh_buttons()
 
     # ---- judging
@@ -416,7 +419,8 @@ class WorkListDock(QWidget):  # type: ignore[misc] # Qt is untyped here
         there = writable and self.opened is not None
         for button, _ in self._verdicts():
             button.setEnabled(there)
-        self.correct_button.setEnabled(there and self._labels is not None)
+        for button in (self.accept_button, self.correct_button):  # what nobody sees is not judged
+            button.setEnabled(there and self._labels is not None)
         self.note_line.setEnabled(there)
 
     def _gone(self) -> None:
@@ -441,7 +445,7 @@ def _entered(case: WorkCase) -> str:
     if review.file:
         dice = review.mean_dice
         words += f"; saved and verified: {review.file}"
-        words += "" if dice is None else f", mean Dice of the model {dice:.3f}"
+        words += "" if dice is None else f", mean Dice of the model {dice_in_words(dice)}"
     return words
 
 

@@ -16,6 +16,7 @@ from medseg.core import LabelMap, LabelScheme
 from medseg.core.labelmap import present_values
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError, ShapeError
 from medseg.io.scan import DicomSource
+from medseg_napari._label_names import write_names_beside
 from medseg_napari._layers import LayerData, plain_scheme
 from medseg_napari._origin import LayerOrigin, open_images, origin_of
 from medseg_napari._provenance import Beginning, segment_types
@@ -225,6 +226,8 @@ def save_labels(
 ) -> None:
     """Write labels, read them back, and only then give the file its name.
 
+    A NIfTI file gets a table of names and colours beside it, where there are any.
+
     Args:
         labels: On the grid of the origin.
         target: The ending chooses the format, as for :func:`write_labels`.
@@ -242,6 +245,7 @@ def save_labels(
         from medseg.io.nifti import write_nifti_labels
 
         write_nifti_labels(labels, target, origin.source)
+        write_names_beside(target, labels.scheme)
         return
     if not isinstance(origin.source, DicomSource):
         raise FormatError(

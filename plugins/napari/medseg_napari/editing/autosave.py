@@ -49,6 +49,9 @@ __all__ = ["Autosave", "Recoverable", "Recovered", "recoverable", "recovery_fold
 
 _KEY_FILE = "key"
 
+_left_here: set[Path] = set()
+"""Autosaves of this process whose labels were closed without being saved."""
+
 
 def recovery_folder() -> Path:
     """Where autosaves lie: a folder of medseg in napari's data folder."""
@@ -122,7 +125,7 @@ class Recoverable:
 
 
 def recoverable(key: str | None = None, folder: Path | None = None) -> list[Recoverable]:
-    """The autosaves of processes that are no more, newest first.
+    """The autosaves of processes that are no more, and of labels that were closed, newest first.
 
     Args:
         key: Those of one source alone, see :func:`source_key`.
@@ -131,7 +134,7 @@ def recoverable(key: str | None = None, folder: Path | None = None) -> list[Reco
     found = [
         one
         for one in _sessions(folder or recovery_folder())
-        if key in (None, one.header.key) and not _runs(one.header)
+        if key in (None, one.header.key) and (one.folder in _left_here or not _runs(one.header))
     ]
     return sorted(found, key=lambda one: one.changed_s, reverse=True)
 
@@ -253,6 +256,7 @@ class Autosave:
         self._controller.replaced.disconnect(self._replaced)
         if self._controller.modified:
             self._stop()
+            _left_here.add(self._folder)
         else:
             self.saved()
 

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from medseg.core import Grid, LabelMap, LabelScheme
 from medseg.core.uncertainty import BACKGROUND, distinct_peaks, rank_doubtful_slices
+from medseg_napari._words import ml_in_words
 from medseg_napari.viewing.comparison import Comparison, Side
 
 __all__ = ["COUNT", "DoubtWalk", "RankedSlice", "by_difference", "by_doubt", "spot_of"]
@@ -83,7 +84,7 @@ def by_difference(comparison: Comparison, axis: int, count: int = COUNT) -> tupl
     apart = max(1, round(_APART_MM / grid.spacing_mm[axis]))
     voxel_ml = grid.voxel_volume_mm3 / 1000.0
     return tuple(
-        RankedSlice(axis, index, f"{differing[index] * voxel_ml:.2f} ml differ")
+        RankedSlice(axis, index, f"{ml_in_words(differing[index] * voxel_ml)} ml differ")
         for index in distinct_peaks(differing.astype(np.float64), apart, count, least_share=0.0)
     )
 
