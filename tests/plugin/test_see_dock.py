@@ -558,3 +558,22 @@ def test_every_listed_key_is_bound_and_goes_with_the_dock(qtbot, viewer, ct, doc
     assert not any(one.__module__.startswith("medseg") for one in viewer.mouse_drag_callbacks)
     labels.paint((5, 5, 5), 1)
     viewer.layers.remove(labels)
+
+
+def test_the_names_of_the_sliders_can_be_read_whole_in_four_views(qtbot, viewer, ct, dock):
+    viewer.window._qt_window.resize(1400, 900)
+    dock.toggle_views()
+    sliders = {
+        plane: dock.views.widgets[plane].dims.slider_widgets[axis]
+        for plane, axis in (("coronal", 1), ("sagittal", 2))
+    }
+
+    def whole():
+        labels = [slider.axis_label for slider in sliders.values()]
+        return all(one.fontMetrics().horizontalAdvance(one.text()) < one.width() for one in labels)
+
+    qtbot.waitUntil(whole, timeout=20_000)
+    assert {plane: slider.axis_label.text() for plane, slider in sliders.items()} == {
+        plane: plane for plane in sliders
+    }
+    dock.toggle_views()
