@@ -16,9 +16,11 @@ TESTS ?=
 PYTEST := OMP_NUM_THREADS=1 xvfb-run -a -s "-screen 0 1280x1024x24" $(BIN)/python -m pytest \
 	--numprocesses $(WORKERS) --dist worksteal
 
-# pip compiles what it installs on one core, tests of other packages too. A few files are templates, or
-# for newer Pythons, and do not compile: whoever imports one is told so.
-COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib || true
+# pip compiles what it installs on one core: tests of other packages too, and large packages of which a
+# few modules are used, which are compiled when they are imported. A few files are templates, or for
+# newer Pythons, and do not compile: whoever imports one is told so.
+LATER := [/\\](tests?|itk|ray|OpenGL|fontTools|debugpy|jedi|pip|setuptools)[/\\]
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '$(LATER)' $(VENV)/lib || true
 
 .PHONY: setup demo test coverage check format wheel-demo screenshots system-packages clean
 

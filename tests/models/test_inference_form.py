@@ -116,6 +116,8 @@ def test_foreign_networks_answer_the_same_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", [*NETWORKS, "PlainConvUNet", "DynUNet with heads"])
 def test_bfloat16_is_as_close_as_autocast_was(name: str) -> None:
     network, x = own(name) if name in NETWORKS else (foreign(name), volume())
+    if x.dim() == 5:  # processors without bfloat16 take long
+        x = x[..., :16]
     form = to_inference_form(network, torch.bfloat16)
     found = deviation(network, form, x)
     assert found < HALF * deviation(network, UnderAutocast(network), x) < 0.5
