@@ -42,6 +42,24 @@ def test_neither_the_package_nor_help_loads_torch_or_monai(statement):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_an_unknown_model_is_refused_before_torch_is_loaded(tmp_path):
+    statement = (
+        "import sys; from pipelines.cli import app\n"
+        f"code = app(['predict', {str(tmp_path)!r}, '-m', 'nothing', '-o', {str(tmp_path)!r}],"
+        " standalone_mode=False)\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", statement],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    assert "nothing" in done.stderr, done.stderr
+    assert done.stdout.split()[-2:] == ["2", "False"]
+
+
 def test_predicting_does_not_load_monai():
     statement = (
         "import pipelines.infer, pipelines.demo, medseg.inference.predictor, sys;"
