@@ -22,6 +22,17 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def afresh(statement):
+    """What a process of its own says when it carries out a statement."""
+    return subprocess.run(
+        [sys.executable, "-c", statement],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -32,13 +43,7 @@ def run(*arguments):
 )
 def test_neither_the_package_nor_help_loads_torch_or_monai(statement):
     check = "\nimport sys; print(sorted({'torch', 'monai', 'napari'} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", statement + check],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-    )
+    done = afresh(statement + check)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -49,13 +54,7 @@ def test_an_unknown_model_is_refused_before_torch_is_loaded(tmp_path):
         " standalone_mode=False)\n"
         "print(code, 'torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", statement],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
+    done = afresh(statement)
     assert "nothing" in done.stderr, done.stderr
     assert done.stdout.split()[-2:] == ["2", "False"]
 
@@ -65,13 +64,7 @@ def test_predicting_does_not_load_monai():
         "import pipelines.infer, pipelines.demo, medseg.inference.predictor, sys;"
         "print('monai' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", statement],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-    )
+    done = afresh(statement)
     assert done.stdout.strip() == "False"
 
 
