@@ -11,7 +11,7 @@ GUI_PACKAGES := xvfb xauth libgl1 libgl1-mesa-dri libegl1 libxkbcommon-x11-0 lib
 
 # a process of tests per core and one more, since some wait; `make test TESTS=tests/io WORKERS=0` runs
 # one folder in one
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0)) + 1))')
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 TESTS ?=
 PYTEST := OMP_NUM_THREADS=1 xvfb-run -a -s "-screen 0 1280x1024x24" $(BIN)/python -m pytest \
 	--numprocesses $(WORKERS) --dist worksteal
