@@ -28,14 +28,17 @@ def build_optimizer(network: nn.Module, settings: TrainingSettings) -> torch.opt
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    # one pass over each weight; a dozen passes cost a small network a twentieth of its step
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in network.parameters())
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
             lr=settings.learning_rate,
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
+            fused=fused,
         )
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
 @dataclass(frozen=True, slots=True)

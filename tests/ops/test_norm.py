@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis.strategies as st
 import pytest
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from medseg.errors import ShapeError
+from medseg.ops.kernels import numba_norm, numba_norm_backward
 from medseg.ops.kernels.dispatch import forced
 from medseg.ops.kernels.numba_norm import normalise, rows_of
 from medseg.ops.norm import GroupNorm, InstanceNorm, group_norm, instance_norm
@@ -125,14 +126,30 @@ def test_one_case_on_paper() -> None:
         torch.testing.assert_close(y[0, 1, 0, :2], torch.tensor([-1.5, 5.0]))
 
 
-def test_several_threads_give_the_bits_of_one() -> None:
-    x, before = image((2, 32, 24, 24, 24)), torch.get_num_threads()
-    with torch.inference_mode(), forced("fast"):
-        one = instance_norm(x, negative_slope=0.01)
-        torch.set_num_threads(3)
-        three = instance_norm(x, negative_slope=0.01)
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Have maps of any size normalised by one thread, or shared out among several."""
+    before = torch.get_num_threads()
+
+    def switch(threads: int) -> None:
+        torch.set_num_threads(threads)
+        for module in (numba_norm, numba_norm_backward):
+            monkeypatch.setattr(module, "LEAST_SHARED", 1 << 62 if threads == 1 else 0)
+
+    yield switch
     torch.set_num_threads(before)
-    assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("groups", [4, 32])
+def test_several_threads_give_the_bits_of_one(
+    groups: int, in_threads: Callable[[int], None]
+) -> None:
+    x, found = image((2, 32, 24, 24, 24)), []
+    for threads in (1, 3):
+        in_threads(threads)
+        with torch.inference_mode(), forced("fast"):
+            found.append(group_norm(x, groups, negative_slope=0.01))
+    assert torch.equal(*found)
 
 
 def test_it_writes_over_its_input_only_where_it_may() -> None:
@@ -281,16 +298,18 @@ def test_gradients_on_paper() -> None:
             torch.testing.assert_close(dx, torch.zeros_like(dx), atol=1e-5, rtol=0)
 
 
-def test_several_threads_give_the_gradients_of_one() -> None:
-    x, before = image((2, 32, 24, 24, 24)).requires_grad_(), torch.get_num_threads()
+@pytest.mark.parametrize("groups", [4, 32])
+def test_several_threads_give_the_gradients_of_one(
+    groups: int, in_threads: Callable[[int], None]
+) -> None:
+    x = image((2, 32, 24, 24, 24)).requires_grad_()
     weight, dy = torch.randn(32, requires_grad=True), torch.randn_like(x)
     found = []
     for threads in (1, 3):
-        torch.set_num_threads(threads)
+        in_threads(threads)
         with forced("fast"):
-            y = instance_norm(x, weight, negative_slope=0.01)
+            y = group_norm(x, groups, weight, negative_slope=0.01)
             found.append(torch.autograd.grad(y, [x, weight], dy))
-    torch.set_num_threads(before)
     assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
 
 

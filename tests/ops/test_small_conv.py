@@ -57,18 +57,42 @@ def test_a_small_single_image_keeps_its_layout(layout):
         assert SmallConv3d.of(conv)(x).is_contiguous(memory_format=layout)
 
 
+CONVOLUTIONS = {
+    "strided": nn.Conv3d(3, 4, 3, stride=(1, 2, 1), padding=1),
+    "1": nn.Conv3d(3, 4, 1),
+    "1, padded": nn.Conv3d(3, 4, 1, padding=1),
+    "3": nn.Conv3d(3, 4, 3, padding=1),
+    "5": nn.Conv3d(3, 4, 5, padding=2),
+    "1 x 3 x 5": nn.Conv3d(3, 4, (1, 3, 5), padding=(0, 1, 2)),
+    "3, padded by more": nn.Conv3d(3, 4, 3, padding=2),
+    "3, dilated": nn.Conv3d(3, 4, 3, padding=1, dilation=2),
+}
+
+
+def in_float64(conv, x):
+    return F.conv3d(
+        x.double(),
+        conv.weight.double(),
+        None if conv.bias is None else conv.bias.double(),
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+    )
+
+
+def assert_all_close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        # what nearly cancels is as far off as the largest sums
+        largest = max(1.0, float(other.abs().max()))
+        torch.testing.assert_close(one, other.to(one.dtype), rtol=1e-4, atol=1e-5 * largest)
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("conv", "extents"),
-    [
-        (nn.Conv3d(3, 4, 3, stride=(1, 2, 1), padding=1), (6, 8, 10)),
-        (nn.Conv3d(3, 4, 1), (6, 8, 10)),
-        (nn.Conv3d(3, 4, 1, padding=1), (20, 24, 30)),
-    ],
-    ids=["3", "1", "1, padded"],
-)
-def test_gradients_are_those_of_the_convolution_and_the_layout_is_kept(conv, extents, layout):
+@pytest.mark.parametrize("extents", [(6, 8, 10), (7, 5, 6), (20, 24, 30)])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_gradients_are_those_of_the_convolution_and_the_layout_is_kept(name, extents, layout):
+    conv = CONVOLUTIONS[name]
     small = SmallConv3d.of(conv)
     assert small.weight is conv.weight
     x = torch.randn(1, 3, *extents).contiguous(memory_format=layout).requires_grad_()
@@ -76,27 +100,69 @@ def test_gradients_are_those_of_the_convolution_and_the_layout_is_kept(conv, ext
     assert y.shape[0] == 1
     assert y.is_contiguous(memory_format=layout)
     dy = torch.randn_like(y)
-    wanted = F.conv3d(
-        x.double(), conv.weight.double(), conv.bias.double(), conv.stride, conv.padding
-    )
+    wanted = in_float64(conv, x)
     leaves = (x, conv.weight, conv.bias)
-    torch.testing.assert_close(y, wanted.float())
+    torch.testing.assert_close(y, wanted.float(), rtol=1e-4, atol=1e-5)
+    assert_all_close(
+        torch.autograd.grad(y, leaves, dy), torch.autograd.grad(wanted, leaves, dy.double())
+    )
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("wanted", [("x",), ("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.parametrize("name", ["1", "3", "5"])
+def test_only_the_gradients_that_are_wanted(name, wanted):
+    conv = CONVOLUTIONS[name]
+    x = torch.randn(1, 3, 7, 8, 9).contiguous(memory_format=torch.channels_last_3d)
+    leaves = {"x": x, "weight": conv.weight.detach(), "bias": conv.bias.detach()}
+    for leaf in wanted:
+        leaves[leaf] = leaves[leaf].clone().requires_grad_()
+    copy = nn.Conv3d(3, 4, conv.kernel_size, padding=conv.padding)
+    small = SmallConv3d.of(copy)
+    y = torch.func.functional_call(
+        small, {"weight": leaves["weight"], "bias": leaves["bias"]}, (leaves["x"],)
+    )
+    dy = torch.randn_like(y)
+    expected = F.conv3d(leaves["x"], leaves["weight"], leaves["bias"], padding=conv.padding)
+    chosen = [leaves[leaf] for leaf in wanted]
+    assert_all_close(torch.autograd.grad(y, chosen, dy), torch.autograd.grad(expected, chosen, dy))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", ["1", "3", "5"])
+def test_the_derivative_can_be_differentiated(name):
+    conv = CONVOLUTIONS[name]
+    x = torch.randn(1, 3, 5, 6, 4).contiguous(memory_format=torch.channels_last_3d)
+    leaves = (x.requires_grad_(), conv.weight)
+
+    def second(y):
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(values.square().sum() for values in first), leaves)
+
     for found, expected in zip(
-        torch.autograd.grad(y, leaves, dy),
-        torch.autograd.grad(wanted, leaves, dy.double()),
-        strict=True,
+        second(SmallConv3d.of(conv)(x)), second(in_float64(conv, x)), strict=True
     ):
-        torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-4, atol=1e-4)
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4 * largest)
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_without_bias():
+    conv = nn.Conv3d(3, 4, 3, padding=1, bias=False)
+    x = torch.randn(1, 3, 6, 8, 10).contiguous(memory_format=torch.channels_last_3d)
+    found = torch.autograd.grad(SmallConv3d.of(conv)(x).square().sum(), [conv.weight])
+    assert_all_close(found, torch.autograd.grad(in_float64(conv, x).square().sum(), [conv.weight]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ours", [True, False])
-def test_no_step_of_a_small_image_takes_the_slow_path_of_torch(ours):
+def test_no_step_of_a_small_image_takes_the_slow_path_of_torch(ours, layout):
     conv = nn.Conv3d(4, 5, 3, padding=1)
     network = nn.Sequential(conv)
     if ours:
         SmallConv3d.take_over(network)
     assert network[0] is conv
-    x = torch.randn(1, 4, 6, 8, 10, requires_grad=True)
+    x = torch.randn(1, 4, 6, 8, 10).contiguous(memory_format=layout).requires_grad_()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         network(x).sum().backward()
     names = {event.key for event in seen.key_averages()}

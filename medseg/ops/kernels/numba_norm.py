@@ -24,10 +24,10 @@ from medseg.ops.kernels.vectors import FEW, MANY, Vectors
 from medseg.ops.kernels.workers import in_slabs
 
 __all__ = [
+    "LEAST_SHARED",
     "chunks_of",
     "group_norm",
     "group_norm_with_moments",
-    "group_sums",
     "normalise",
     "numbers",
     "rows_of",
@@ -36,6 +36,8 @@ __all__ = [
 # numbers that are read together: they stay in the nearest cache, and float32 can hold their sums
 _CHUNK = 8192
 _LEAST_ROWS = 16
+# fewer numbers are done by one thread before another one is awake
+LEAST_SHARED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,32 +166,32 @@ def normalise(
     x_rows, y_rows = rows_of(x_bcs), rows_of(y_bcs)
     assert x_rows is not None  # noqa: S101 - the caller asked before
     assert y_rows is not None  # noqa: S101
-    images, rows, channels = x_rows.images, x_rows.rows, x_rows.channels
+    images, channels = x_rows.images, x_rows.channels
     half = True if x_bcs.dtype == torch.bfloat16 else None
     size = x_bcs.element_size()
     chunks, chunk = chunks_of(x_rows)
-    sums = np.empty((images * chunks, 3, channels), dtype=np.float32)
     x_at = x_bcs.data_ptr(), x_rows.image_step * size, x_rows.row_step * size
     y_at = y_bcs.data_ptr(), y_rows.image_step * size, y_rows.row_step * size
-    walk = (chunks, chunk, rows, channels)
+    walk = (chunks, chunk, x_rows.rows, channels)
+    if moments_b2c is None:
+        moments_b2c = torch.empty(images, 2, channels, dtype=torch.float32)
+    moments = moments_b2c.numpy()
+    sums = np.empty((images * chunks, 3, channels), dtype=np.float32)
+    factors = np.empty((images, 3, channels), dtype=np.float32)
+    weights = numbers(weight_c, 1.0, channels), numbers(bias_c, 0.0, channels)
+    number = np.float32(slope)
+    if x_bcs.numel() < LEAST_SHARED:
+        _normalise(x_at, y_at, walk, groups, weights, eps, number, half, sums, factors, moments)
+        return y_bcs
 
     def sum_slab(first: int, last: int) -> None:
-        _sum_chunks(x_at, walk, sums.ctypes.data, half, first, last)
-
-    in_slabs(sum_slab, images * chunks, x_bcs.numel())
-    moments = _moments(sums.reshape(images, chunks, 3, channels), walk, groups, eps)
-    factors = np.empty((images, 3, channels), dtype=np.float32)
-    with np.errstate(all="ignore"):
-        if moments_b2c is not None:
-            moments_b2c.numpy()[...] = moments
-        factors[:, 0] = moments[:, 0]
-        factors[:, 1] = numbers(weight_c, 1.0) * moments[:, 1]
-        factors[:, 2] = numbers(bias_c, 0.0)
-    number = np.float32(slope)
+        _sum_chunks(x_at, walk, sums, half, first, last)
 
     def write_slab(first: int, last: int) -> None:
-        _write_chunks(x_at, y_at, walk, factors.ctypes.data, number, half, first, last)
+        _write_chunks(x_at, y_at, walk, factors, number, half, first, last)
 
+    in_slabs(sum_slab, images * chunks, x_bcs.numel())
+    _join(sums, walk, groups, weights, eps, factors, moments)
     in_slabs(write_slab, images * chunks, x_bcs.numel())
     return y_bcs
 
@@ -200,58 +202,18 @@ def chunks_of(rows: Rows) -> tuple[int, int]:
     return -(-rows.rows // chunk), chunk
 
 
-def numbers(values_c: Tensor | None, absent: float) -> npt.NDArray[np.float64] | float:
+def numbers(values_c: Tensor | None, absent: float, channels: int) -> npt.NDArray[np.float64]:
     """Weights as float64, or what stands for them.
 
     Args:
         values_c: On the CPU, of any type; or None.
-        absent: Given for None.
+        absent: What all are for None.
+        channels: Their number.
     """
     if values_c is None:
-        return absent
+        return np.full(channels, absent)
     array: npt.NDArray[np.float64] = values_c.detach().double().numpy()
     return array
-
-
-def group_sums(values_bc: npt.NDArray[np.float64], groups: int) -> npt.NDArray[np.float64]:
-    """Each channel's group's sum, ``(images, channels)``.
-
-    Args:
-        values_bc: A number of each channel of each image.
-        groups: Their number; divides that of the channels.
-    """
-    images, channels = values_bc.shape
-    if groups == channels:
-        return values_bc
-    sums: npt.NDArray[np.float64] = values_bc.reshape(images, groups, -1).sum(axis=2)
-    return sums.repeat(channels // groups, axis=1)
-
-
-def _moments(
-    sums: npt.NDArray[np.float32], walk: tuple[int, int, int, int], groups: int, eps: float
-) -> npt.NDArray[np.float64]:
-    """Mean and inverse deviation ``(images, 2, channels)`` of what each chunk summed.
-
-    The deviations from a pivot within chunks, and of the chunks' means from the whole mean (Chan,
-    Golub and LeVeque, 1979), so that a large mean costs no digits of the variance.
-    """
-    size = sums.shape[-1] // groups
-    chunks, chunk, rows, channels = walk
-    counts = np.full((chunks, 1), chunk, dtype=np.float64)
-    counts[-1] = rows - chunk * (chunks - 1)
-    pivots, firsts, squares = (sums[:, :, n].astype(np.float64) for n in range(3))
-    moments = np.empty((len(sums), 2, channels))
-    # a map with infinities becomes NaN, as it should, without a word
-    with np.errstate(all="ignore"):
-        means = firsts / counts
-        inner = squares - firsts * means
-        means += pivots
-        moments[:, 0] = group_sums((counts * means).sum(axis=1), groups) / (rows * size)
-        outer = counts * (means - moments[:, :1]) ** 2
-        whole = group_sums((inner + outer).sum(axis=1), groups) / (rows * size)
-        variance = np.maximum(whole, 0)
-        moments[:, 1] = 1 / np.sqrt(variance + eps)
-    return moments
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -353,7 +315,7 @@ def _sum_chunks(
         row = turn % chunks * chunk
         count = min(chunk, rows - row)
         source = start + turn // chunks * image_step + row * row_step
-        target = sums + turn * 3 * gap
+        target = sums.ctypes.data + turn * 3 * gap
         n = 0
         while n + MANY <= channels:
             _sum_rows(source + n * size, row_step, count, target + n * 4, gap, half, MANY)
@@ -386,7 +348,7 @@ def _write_chunks(
         count = min(chunk, rows - row)
         x = x_at[0] + image * x_at[1] + row * x_at[2]
         y = y_at[0] + image * y_at[1] + row * y_at[2]
-        own = factors + image * 3 * gap
+        own = factors.ctypes.data + image * 3 * gap
         n = 0
         while n + MANY <= channels:
             at, by = (x + n * size, y + n * size), own + n * 4
@@ -400,3 +362,72 @@ def _write_chunks(
             at, by = (x + n * size, y + n * size), own + n * 4
             _write_rows(at, steps, count, by, gap, slope, half, 1)
             n += 1
+
+
+@compiled(error_model="numpy")
+def _join(
+    sums: Untyped,
+    walk: Untyped,
+    groups: int,
+    weights: Untyped,
+    eps: float,
+    factors: Untyped,
+    moments: Untyped,
+) -> None:
+    """Moments of the groups, and with the weights the factors, from what each chunk summed.
+
+    The deviations from a pivot within chunks, and of the chunks' means from the whole mean (Chan,
+    Golub and LeVeque, 1979), so that a large mean costs no digits of the variance.
+    """
+    chunks, chunk, rows, channels = walk
+    weight_c, bias_c = weights
+    members = channels // groups
+    whole = rows * members
+    for image in range(len(factors)):
+        own = sums[image * chunks : (image + 1) * chunks]
+        for group in range(groups):
+            first, last = group * members, (group + 1) * members
+            total = 0.0
+            for part in range(chunks):
+                count = min(chunk, rows - part * chunk)
+                for c in range(first, last):
+                    total += np.float64(own[part, 1, c]) + count * np.float64(own[part, 0, c])
+            mean = total / whole
+            total = 0.0
+            for part in range(chunks):
+                count = min(chunk, rows - part * chunk)
+                for c in range(first, last):
+                    away = np.float64(own[part, 1, c]) / count
+                    apart = np.float64(own[part, 0, c]) + away - mean
+                    total += np.float64(own[part, 2, c]) - count * away * away
+                    total += count * apart * apart
+            variance = total / whole
+            # not max(): what is no number stays so
+            if variance < 0:
+                variance = 0.0
+            inverse = 1 / np.sqrt(variance + eps)
+            for c in range(first, last):
+                moments[image, 0, c] = factors[image, 0, c] = mean
+                moments[image, 1, c] = inverse
+                factors[image, 1, c] = weight_c[c] * inverse
+                factors[image, 2, c] = bias_c[c]
+
+
+@compiled(error_model="numpy")
+def _normalise(
+    x_at: Untyped,
+    y_at: Untyped,
+    walk: Untyped,
+    groups: int,
+    weights: Untyped,
+    eps: float,
+    slope: Untyped,
+    half: Untyped,
+    sums: Untyped,
+    factors: Untyped,
+    moments: Untyped,
+) -> None:
+    """Everything in one thread."""
+    _sum_chunks(x_at, walk, sums, half, 0, len(sums))
+    _join(sums, walk, groups, weights, eps, factors, moments)
+    _write_chunks(x_at, y_at, walk, factors, slope, half, 0, len(sums))

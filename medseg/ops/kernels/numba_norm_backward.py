@@ -19,7 +19,7 @@ from torch import Tensor
 
 from medseg.ops.kernels.compiled import Untyped, compiled
 from medseg.ops.kernels.layout import advise_huge_pages, memory_format_of
-from medseg.ops.kernels.numba_norm import chunks_of, group_sums, numbers, rows_of
+from medseg.ops.kernels.numba_norm import LEAST_SHARED, chunks_of, numbers, rows_of
 from medseg.ops.kernels.vectors import FEW, MANY, Vectors
 from medseg.ops.kernels.workers import in_slabs
 
@@ -57,67 +57,41 @@ def group_norm_backward(
         dy_rows = rows_of(dy_bcs)
         assert dy_rows is not None  # noqa: S101
     dx_bcs = advise_huge_pages(torch.empty_like(x_bcs))
-    images, rows, channels = x_rows.images, x_rows.rows, x_rows.channels
+    images, channels = x_rows.images, x_rows.channels
     half = True if x_bcs.dtype == torch.bfloat16 else None
     size = x_bcs.element_size()
     chunks, chunk = chunks_of(x_rows)
-    walk = (chunks, chunk, rows, channels)
+    walk = (chunks, chunk, x_rows.rows, channels)
     # of input, gradient, and what is written, which lies as the input does
     starts = x_bcs.data_ptr(), dy_bcs.data_ptr(), dx_bcs.data_ptr()
     images_apart = tuple(r.image_step * size for r in (x_rows, dy_rows, x_rows))
     rows_apart = tuple(r.row_step * size for r in (x_rows, dy_rows, x_rows))
+    places = (starts, images_apart, rows_apart)
     number = np.float32(negative_slope)
-
+    weight = numbers(weight_c, 1.0, channels)
     # mean, factor and bias of the forward pass; factors of the centred input, and what is added
     factors = np.empty((images, 5, channels), dtype=np.float32)
-    moments = moments_b2c.numpy().astype(np.float64)
-    mean, inverse = moments[:, 0], moments[:, 1]
-    with np.errstate(all="ignore"):
-        weight = numbers(weight_c, 1.0)
-        factor = weight * inverse
-        factors[:, 0], factors[:, 1], factors[:, 2] = mean, factor, numbers(bias_c, 0.0)
+    moments = moments_b2c.numpy()
+    _begin(moments, weight, numbers(bias_c, 0.0, channels), factors)
     sums = np.empty((images * chunks, 2, channels), dtype=np.float32)
-
-    def sum_slab(first: int, last: int) -> None:
-        _sum_chunks(
-            starts,
-            images_apart,
-            rows_apart,
-            walk,
-            factors.ctypes.data,
-            sums.ctypes.data,
-            number,
-            half,
-            first,
-            last,
+    gradients = tuple(np.empty(channels, dtype=np.float32) for _ in range(2))
+    if x_bcs.numel() < LEAST_SHARED:
+        _differentiate(
+            places, walk, groups, moments, weight, number, half, sums, factors, gradients
         )
+    else:
 
-    in_slabs(sum_slab, images * chunks, x_bcs.numel())
-    # maps with infinities become NaN, as they should, without a word
-    with np.errstate(all="ignore"):
-        whole = sums.reshape(images, chunks, 2, channels).sum(axis=1, dtype=np.float64)
-        plain, centred = whole[:, 0], whole[:, 1]
-        shared = rows * (channels // groups)
-        factors[:, 3] = -(inverse**3) * group_sums(weight * centred, groups) / shared
-        factors[:, 4] = -inverse * group_sums(weight * plain, groups) / shared
-        weight_gradient = (centred * inverse).sum(axis=0).astype(np.float32)
-        bias_gradient = plain.sum(axis=0).astype(np.float32)
+        def sum_slab(first: int, last: int) -> None:
+            _sum_chunks(places, walk, factors, sums, number, half, first, last)
 
-    def write_slab(first: int, last: int) -> None:
-        _write_chunks(
-            starts,
-            images_apart,
-            rows_apart,
-            walk,
-            factors.ctypes.data,
-            number,
-            half,
-            first,
-            last,
-        )
+        def write_slab(first: int, last: int) -> None:
+            _write_chunks(places, walk, factors, number, half, first, last)
 
-    in_slabs(write_slab, images * chunks, x_bcs.numel())
-    return dx_bcs, torch.from_numpy(weight_gradient), torch.from_numpy(bias_gradient)
+        in_slabs(sum_slab, images * chunks, x_bcs.numel())
+        _join(sums, walk, groups, moments, weight, factors, gradients)
+        in_slabs(write_slab, images * chunks, x_bcs.numel())
+    d_weight, d_bias = (torch.from_numpy(values) for values in gradients)
+    return dx_bcs, d_weight, d_bias
 
 
 class _Activated:
@@ -248,9 +222,7 @@ def _write_rows(
 
 @compiled(error_model="numpy")
 def _sum_chunks(
-    starts: Untyped,
-    images_apart: Untyped,
-    rows_apart: Untyped,
+    places: Untyped,
     walk: Untyped,
     factors: Untyped,
     sums: Untyped,
@@ -259,6 +231,7 @@ def _sum_chunks(
     first: Untyped,
     last: Untyped,
 ) -> None:
+    starts, images_apart, rows_apart = places
     chunks, chunk, rows, channels = walk
     size = 4 if half is None else 2
     gap = 4 * channels
@@ -267,7 +240,8 @@ def _sum_chunks(
         count = min(chunk, rows - row)
         x = starts[0] + image * images_apart[0] + row * rows_apart[0]
         dy = starts[1] + image * images_apart[1] + row * rows_apart[1]
-        own, to, steps = factors + image * 5 * gap, sums + turn * 2 * gap, rows_apart
+        own, to = factors.ctypes.data + image * 5 * gap, sums.ctypes.data + turn * 2 * gap
+        steps = rows_apart
         n = 0
         while n + MANY <= channels:
             at, by, end = (x + n * size, dy + n * size), own + n * 4, to + n * 4
@@ -285,9 +259,7 @@ def _sum_chunks(
 
 @compiled(error_model="numpy")
 def _write_chunks(
-    starts: Untyped,
-    images_apart: Untyped,
-    rows_apart: Untyped,
+    places: Untyped,
     walk: Untyped,
     factors: Untyped,
     slope: Untyped,
@@ -295,6 +267,7 @@ def _write_chunks(
     first: Untyped,
     last: Untyped,
 ) -> None:
+    starts, images_apart, rows_apart = places
     chunks, chunk, rows, channels = walk
     size = 4 if half is None else 2
     gap = 4 * channels
@@ -304,7 +277,7 @@ def _write_chunks(
         x = starts[0] + image * images_apart[0] + row * rows_apart[0]
         dy = starts[1] + image * images_apart[1] + row * rows_apart[1]
         dx = starts[2] + image * images_apart[2] + row * rows_apart[2]
-        own = factors + image * 5 * gap
+        own = factors.ctypes.data + image * 5 * gap
         n = 0
         while n + MANY <= channels:
             at, by = (x + n * size, dy + n * size, dx + n * size), own + n * 4
@@ -318,3 +291,71 @@ def _write_chunks(
             at, by = (x + n * size, dy + n * size, dx + n * size), own + n * 4
             _write_rows(at, rows_apart, count, by, gap, slope, half, 1)
             n += 1
+
+
+@compiled(error_model="numpy")
+def _begin(moments: Untyped, weight_c: Untyped, bias_c: Untyped, factors: Untyped) -> None:
+    """Mean, factor and bias of the forward pass."""
+    for image in range(len(factors)):
+        for c in range(len(weight_c)):
+            factors[image, 0, c] = moments[image, 0, c]
+            factors[image, 1, c] = weight_c[c] * np.float64(moments[image, 1, c])
+            factors[image, 2, c] = bias_c[c]
+
+
+@compiled(error_model="numpy")
+def _join(
+    sums: Untyped,
+    walk: Untyped,
+    groups: int,
+    moments: Untyped,
+    weight_c: Untyped,
+    factors: Untyped,
+    gradients: Untyped,
+) -> None:
+    """What the second pass multiplies by and adds, and the gradients of weight and bias."""
+    chunks, _, rows, channels = walk
+    members = channels // groups
+    shared = rows * members
+    totals = np.zeros((2, channels))
+    plain, centred = np.empty(channels), np.empty(channels)
+    for image in range(len(factors)):
+        plain[:] = 0.0
+        centred[:] = 0.0
+        for part in range(image * chunks, (image + 1) * chunks):
+            for c in range(channels):
+                plain[c] += sums[part, 0, c]
+                centred[c] += sums[part, 1, c]
+        for group in range(groups):
+            first, last = group * members, (group + 1) * members
+            of_plain, of_centred = 0.0, 0.0
+            for c in range(first, last):
+                of_plain += weight_c[c] * plain[c]
+                of_centred += weight_c[c] * centred[c]
+            for c in range(first, last):
+                inverse = np.float64(moments[image, 1, c])
+                factors[image, 3, c] = -(inverse * inverse * inverse) * of_centred / shared
+                factors[image, 4, c] = -inverse * of_plain / shared
+                totals[0, c] += centred[c] * inverse
+                totals[1, c] += plain[c]
+    for which in range(2):
+        gradients[which][:] = totals[which]
+
+
+@compiled(error_model="numpy")
+def _differentiate(
+    places: Untyped,
+    walk: Untyped,
+    groups: int,
+    moments: Untyped,
+    weight_c: Untyped,
+    slope: Untyped,
+    half: Untyped,
+    sums: Untyped,
+    factors: Untyped,
+    gradients: Untyped,
+) -> None:
+    """Both passes in one thread."""
+    _sum_chunks(places, walk, factors, sums, slope, half, 0, len(sums))
+    _join(sums, walk, groups, moments, weight_c, factors, gradients)
+    _write_chunks(places, walk, factors, slope, half, 0, len(sums))
