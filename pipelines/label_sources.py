@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +14,8 @@ import yaml
 from medseg.core import Label, LabelScheme
 from medseg.data.layouts.brats import brats_scheme_of
 from medseg.data.schemes import BRATS_SCHEMES, SCHEMES, find_scheme
-from medseg.errors import ConfigError, MedsegError, one_of, why_unreadable
+from medseg.errors import ConfigError, FormatError, MedsegError, one_of, why_unreadable
+from medseg.io.label_table import read_label_table
 from medseg.metrics.structures import Structure, brats_regions, check_names, label_structures
 from medseg.models.card import load_card
 from medseg.models.zoo import find_model
@@ -116,12 +116,13 @@ def read_label_file(path: Path) -> LabelSource:
         ConfigError: If it is none of these.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = _table(text) if path.suffix.lower() == ".tsv" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, ValueError) as error:
+        if path.suffix.lower() == ".tsv":
+            return LabelSource(path.name, read_label_table(path, "table"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FormatError as error:
+        raise _unreadable(path, error.found) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _unreadable(path, why_unreadable(error)) from error
-    if isinstance(content, LabelScheme):
-        return LabelSource(path.name, content)
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
         content = content["labels"]
     if not isinstance(content, Mapping) or not content:
@@ -305,23 +306,6 @@ def _from_index(path: Path, labels: Mapping[Any, Any]) -> LabelSource:
             names |= {member: f"label {member}" for member in members if member not in names}
     structures = tuple(Structure(name, members) for name, members in regions)
     return LabelSource(path.name, LabelScheme.plain(path.stem, names), structures, ignored)
-
-
-def _table(text: str) -> LabelScheme:
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
-    labels = LabelScheme.plain("table", {int(row["index"]): row["name"] for row in rows})
-    colours = {int(row["index"]): row.get("color") or "" for row in rows}
-    return LabelScheme(
-        labels.name,
-        tuple(_coloured(label, colours[label.value].lstrip("#")) for label in labels.labels),
-    )
-
-
-def _coloured(label: Label, colour: str) -> Label:
-    if len(colour) != 6:
-        return label
-    red, green, blue = bytes.fromhex(colour)
-    return replace(label, rgb=(red, green, blue))
 
 
 def _unreadable(path: Path, found: str) -> MedsegError:

@@ -21,6 +21,7 @@ from medseg.atomic import write_bytes, write_text
 from medseg.core import LabelMap, LabelScheme
 from medseg.core.uncertainty import UncertaintySummary, summarise_uncertainty
 from medseg.errors import ConfigError, MedsegError, ResourceError
+from medseg.io.label_table import label_table
 from medseg.io.scan import DicomSource, Scan
 from medseg.metrics.statistics import label_statistics, statistics_to_csv, statistics_to_json
 from medseg.models.card import InputSettings
@@ -164,7 +165,9 @@ def write_results(  # noqa: PLR0915 - one file after the other
     notes = tuple(map(shown, notes))
     _write_nifti(labels, target("nifti"), scan)
     files["nifti"] = target("nifti")
-    write_text(target("table"), _label_table(labels, with_file_names=wishes.masks))
+    # files of single structures have the abbreviations in their names
+    abbreviations = structure_names(labels.scheme) if wishes.masks else None
+    write_text(target("table"), label_table(labels.scheme, abbreviations))
     files["table"] = target("table")
     if wishes.masks:
         masked_at = time.perf_counter()
@@ -386,19 +389,6 @@ def _write_page(
         scan.volume, labels, case=name, statistics=statistics, manifest=manifest, uncertainty=doubt
     )
     write_text(path, page)
-
-
-def _label_table(labels: LabelMap, *, with_file_names: bool) -> str:
-    """BIDS derivatives' ``dseg.tsv``: index, name and colour of every label.
-
-    With files of single structures also their abbreviation, which these have in their names.
-    """
-    names = structure_names(labels.scheme)
-    rows = ["index\tname\tcolor" + "\tabbreviation" * with_file_names]
-    for label in labels.scheme.labels:
-        row = f"{label.value}\t{label.name}\t#{bytes(label.rgb).hex().upper()}"
-        rows.append(row + f"\t{names[label.value]}" * with_file_names)
-    return "\n".join(rows) + "\n"
 
 
 def _doubt_json(doubt: UncertaintySummary) -> dict[str, Any]:

@@ -8,48 +8,14 @@ from typing import Any
 import numpy.typing as npt
 
 from medseg.atomic import write_text
-from medseg.core import Label, LabelScheme
-from medseg.core.scheme import spread_colour
-from medseg.errors import FormatError, MedsegError
+from medseg.core import LabelScheme
+from medseg.errors import MedsegError
+from medseg.io.label_table import label_table, read_label_table
 from medseg_napari._layers import plain_scheme, whole_values
 
-__all__ = ["label_table", "names_beside", "read_label_table", "write_names_beside"]
+__all__ = ["names_beside", "write_names_beside"]
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-
-
-def read_label_table(path: Path, name: str) -> LabelScheme:
-    """Read BIDS derivatives' ``dseg.tsv``: index, name and, where it is there, colour.
-
-    Args:
-        path: The table.
-        name: Of the scheme.
-
-    Raises:
-        FormatError: ``worklist-result-changed`` if it cannot be read.
-        ConfigError: As :class:`~medseg.core.LabelScheme`.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        columns = lines[0].split("\t")
-        labels = []
-        for number, line in enumerate(lines[1:]):
-            row = dict(zip(columns, line.split("\t"), strict=False))
-            colour = row.get("color", "").removeprefix("#")
-            rgb = bytes.fromhex(colour) if len(colour) == 6 else bytes(spread_colour(number))
-            if int(row["index"]):  # other programs list the background
-                labels.append(Label(int(row["index"]), row["name"], (rgb[0], rgb[1], rgb[2])))
-        return LabelScheme(name, tuple(labels))
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        if isinstance(error, MedsegError):
-            raise
-        raise FormatError(
-            str(path),
-            expected="the table of labels beside the result",
-            found="none that can be read",
-            remedy="run the same `medseg predict` again, which makes it anew",
-            code="worklist-result-changed",
-        ) from error
 
 
 def names_beside(path: Path, data: npt.NDArray[Any]) -> LabelScheme | None:
@@ -70,12 +36,6 @@ def names_beside(path: Path, data: npt.NDArray[Any]) -> LabelScheme | None:
         return LabelScheme(scheme.name, scheme.labels + new)
     except MedsegError:  # a table of something else
         return None
-
-
-def label_table(scheme: LabelScheme) -> str:
-    """The table as a text."""
-    rows = [f"{one.value}\t{one.name}\t#{bytes(one.rgb).hex().upper()}" for one in scheme.labels]
-    return "\n".join(["index\tname\tcolor", *rows]) + "\n"
 
 
 def write_names_beside(path: Path, scheme: LabelScheme) -> Path | None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from medseg.atomic import write_text
 from medseg.errors import ConfigError, MedsegError, ResourceError
+from medseg.io.label_table import label_table
 from medseg.io.scan import DicomSource
 from medseg.studies.doubt import Doubt, read_doubt
 from medseg.studies.ledger import Ledger
@@ -29,7 +30,6 @@ from medseg.studies.reviews import (
     latest_reviews,
     result_sums,
 )
-from medseg_napari._label_names import label_table
 from medseg_napari._send import Parcel
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from medseg.core import LabelMap, LabelScheme
 from medseg.errors import FormatError, GeometryError, MedsegError, ResourceError
 from medseg.io.dicom_files import is_study_file
 from medseg.io.fingerprint import fingerprint
+from medseg.io.label_table import read_label_table
 from medseg.io.reading import read_image, read_labels
 from medseg.io.scan import Scan
-from medseg_napari._label_names import read_label_table
 from medseg_napari._layers import LayerData, doubt_layer, image_layers, layer_of_labels
 from medseg_napari._models import FoundModels
 from medseg_napari._origin import LayerOrigin
@@ -286,7 +286,17 @@ def _doubt(path: Path, labels: LabelMap) -> npt.NDArray[np.uint8] | None:
 
 def _scheme(out: Path, name: str) -> LabelScheme:
     """Names and colours from the label table, coded concepts from the SEG where there is one."""
-    scheme = read_label_table(out / f"{name}_dseg.tsv", "result")
+    table = out / f"{name}_dseg.tsv"
+    try:
+        scheme = read_label_table(table, "result")
+    except FormatError as error:
+        raise FormatError(
+            str(table),
+            expected="the table of labels beside the result",
+            found=error.found,
+            remedy="run the same `medseg predict` again, which makes it anew",
+            code="worklist-result-changed",
+        ) from error
     seg = out / f"{name}_dseg.dcm"
     if not seg.is_file():
         return scheme
