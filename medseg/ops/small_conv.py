@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from medseg.ops.autocast import autocasts
 from medseg.ops.kernels.dispatch import wants_plain
-from medseg.ops.kernels.layout import memory_format_of
 
 __all__ = ["SmallConv3d"]
 
@@ -65,8 +64,9 @@ class SmallConv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002 - torch's name
         if self._slow(input, weight):
             if torch.is_grad_enabled():
-                channels_last = memory_format_of(input) == torch.channels_last_3d
-                if channels_last and self._multiplies():
+                # an image of one channel is both, and its strides tell how the result will lie
+                channels_last = input.is_contiguous(memory_format=torch.channels_last_3d)
+                if channels_last and input.shape[1] > 1 and self._multiplies():
                     y_bijkc = F.linear(input.permute(0, 2, 3, 4, 1), weight.flatten(1), bias)
                     return y_bijkc.permute(0, 4, 1, 2, 3)
                 if channels_last and self._keeps_lattice() and not wants_plain(input):

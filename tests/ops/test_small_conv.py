@@ -147,6 +147,23 @@ def test_the_derivative_can_be_differentiated(name):
 
 
 @pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_an_image_of_one_channel_gives_maps_in_the_layout_it_was_laid_out_in(kernel, layout):
+    conv = nn.Conv3d(1, 4, kernel, padding=kernel // 2)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
+    x = torch.randn(1, 1, 6, 8, 10).to(memory_format=layout)
+    y = SmallConv3d.of(conv)(x)
+    assert y.is_contiguous(memory_format=layout)
+    leaves = (conv.weight, conv.bias)
+    dy = torch.randn_like(y)
+    assert_all_close(
+        torch.autograd.grad(y, leaves, dy),
+        torch.autograd.grad(in_float64(conv, x), leaves, dy.double()),
+    )
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_without_bias():
     conv = nn.Conv3d(3, 4, 3, padding=1, bias=False)
     x = torch.randn(1, 3, 6, 8, 10).contiguous(memory_format=torch.channels_last_3d)
