@@ -34,6 +34,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -283,9 +284,13 @@ def fastest_rate(repeats: int = 7) -> float:
     square = torch.randn(3072, 3072)
     image = torch.randn(4, 64, 24, 24, 24).to(memory_format=torch.channels_last_3d)
     kernel = torch.randn(64, 64, 3, 3, 3).to(memory_format=torch.channels_last_3d)
+    works: tuple[Callable[[], Tensor], ...] = (
+        lambda: square @ square,
+        lambda: F.conv3d(image, kernel, padding=1),
+    )
     rate = 0.0
     with torch.no_grad():
-        for work in (lambda: square @ square, lambda: F.conv3d(image, kernel, padding=1)):
+        for work in works:
             with FlopCounterMode(display=False) as counted:
                 work()
             for _ in range(repeats):
