@@ -61,6 +61,7 @@ from medseg.training.settings import TrainingSettings
 from medseg.training.step import Stepper, build_optimizer
 from medseg.training.transforms import ReadCase, plain_tensors, training_transforms
 from pipelines.tables import print_table
+from pipelines.training_cases import steps_ahead
 
 _WARM_STEPS = 2
 
@@ -250,7 +251,7 @@ def our_side(job: Job, data: Path) -> Figures:
             device=device,
             every_weight_used=False,
         )
-        batches = StepBatches(loader, ahead=settings.prefetch)
+        batches = StepBatches(loader, ahead=steps_ahead(device))
         times: list[float] = []
         began = time.perf_counter()
         while len(times) < _WARM_STEPS + job.steps:

@@ -20,7 +20,9 @@ from medseg.training.settings import RunSettings
 from medseg.training.transforms import ReadCase, training_transforms, validation_transforms
 from pipelines.training_checks import check_foreground
 
-__all__ = ["read_cases"]
+__all__ = ["read_cases", "steps_ahead"]
+
+_AHEAD = 2
 
 
 def read_cases(
@@ -107,14 +109,37 @@ def read_cases(
         part=ranks.rank,
         parts=ranks.count,
     )
-    batches = StepBatches(loader, accumulate=training.accumulate, ahead=training.prefetch)
-    return batches, held_out
+    ahead = training.prefetch
+    if ahead == "auto":
+        ahead = steps_ahead(device, ranks)
+    return StepBatches(loader, accumulate=training.accumulate, ahead=ahead), held_out
+
+
+def steps_ahead(device: torch.device, ranks: Ranks | None = None) -> int:
+    """How many steps a thread keeps ready, unless the settings say.
+
+    None where the threads of the network have all cores: each of its operations waits for the
+    slowest of them, so that what takes a core from one takes it from all.
+
+    Args:
+        device: Of the network.
+        ranks: The processes that train, all on this machine or not; None for this one alone.
+    """
+    processes = 1 if ranks is None else ranks.count
+    free = device.type != "cpu" or _cores() > processes * torch.get_num_threads()
+    return _AHEAD if free else 0
 
 
 def _workers(wanted: int, listener: Listener) -> int:
     """No more processes than cores: further ones would only wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if wanted <= (cores or wanted):
+    cores = _cores()
+    if wanted <= cores:
         return wanted
     listener.noted(f"{cores} instead of {wanted} training.workers, as many as there are cores")
-    return cores or wanted
+    return cores
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -91,8 +91,10 @@ class TrainingSettings(_Frozen):
     weights become the model: the last, or those of the best such mean. ``checkpoint_every_s`` is
     the least time between two checkpoints; where writing one takes long, they come further apart.
 
-    ``prefetch`` batches are made ready ahead by a thread, and by ``workers`` processes if there are
-    any. ``sync_batch_norm`` takes the statistics of batch normalisation over all processes (GPU).
+    ``prefetch`` steps are made ready ahead by a thread, and their batches by ``workers`` processes
+    if there are any; "auto" is two steps, and none where the network computes on all cores, from
+    which the thread would only take one. ``sync_batch_norm`` takes the statistics of batch
+    normalisation over all processes (GPU).
     ``mlflow`` also logs to a local MLflow store in the run folder.
 
     ``encoder_weights`` is what a network with a pretrained encoder begins with: a file, relative to
@@ -129,7 +131,7 @@ class TrainingSettings(_Frozen):
     channels_last: Literal["auto"] | bool = "auto"
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
-    prefetch: Annotated[int, Field(ge=0, le=64)] = 2
+    prefetch: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     sync_batch_norm: bool = False
     cache: Literal["auto", "memory", "disk"] = "auto"
     cache_folder: Annotated[str, Field(min_length=1)] | None = None

@@ -22,10 +22,11 @@ from medseg.io.writing import write_volume
 from medseg.metrics.overlap import dice_by_label
 from medseg.models.folder import load_model
 from medseg.training.checkpoint import load_best, load_checkpoint
+from medseg.training.ranks import Ranks
 from medseg.training.settings import parse_settings
 from pipelines.cli import app
 from pipelines.train import train, train_from_command
-from pipelines.training_cases import _workers
+from pipelines.training_cases import _workers, steps_ahead
 from tests.tiny_dataset import tiny_settings, write_dataset
 
 REGIONS = [
@@ -246,6 +247,22 @@ def test_no_more_workers_than_cores_are_started(root, tmp_path):
     assert (_workers(cores, heard), notes) == (cores, [])
     assert _workers(cores + 7, heard) == cores
     assert notes == [f"{cores} instead of {cores + 7} training.workers, as many as there are cores"]
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "processes", "ahead"),
+    [("cpu", 0, 1, 0), ("cpu", -1, 1, 2), ("cpu", -1, 2, 0), ("cuda", 0, 1, 2)],
+    ids=["all cores", "a core to spare", "two processes on all cores", "GPU"],
+)
+def test_a_thread_prepares_steps_only_where_it_takes_no_core_from_the_network(
+    monkeypatch, device, threads, processes, ahead
+):
+    cores = 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores + threads)
+    ranks = Ranks()
+    ranks.count = processes
+    assert steps_ahead(torch.device(device), ranks) == ahead
 
 
 @pytest.mark.parametrize(
