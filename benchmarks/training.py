@@ -55,6 +55,7 @@ from medseg.ops.norm import InstanceNorm
 from medseg.training.augmentation import PRESETS
 from medseg.training.batches import StepBatches
 from medseg.training.cases import cache_cases, training_loader
+from medseg.training.heap import freed_memory_kept
 from medseg.training.losses import LossOptions, build_loss
 from medseg.training.precision import choose_numerics
 from medseg.training.settings import TrainingSettings
@@ -254,15 +255,16 @@ def our_side(job: Job, data: Path) -> Figures:
         batches = StepBatches(loader, ahead=steps_ahead(device))
         times: list[float] = []
         began = time.perf_counter()
-        while len(times) < _WARM_STEPS + job.steps:
-            for step in batches:
-                made = stepper.make(step, 0.01)
-                if not made.made:
-                    raise SystemExit("a step was not finite: the figures mean nothing")
-                times.append(time.perf_counter() - began)
-                began = time.perf_counter()
-                if len(times) == _WARM_STEPS + job.steps:
-                    break
+        with freed_memory_kept(device):
+            while len(times) < _WARM_STEPS + job.steps:
+                for step in batches:
+                    made = stepper.make(step, 0.01)
+                    if not made.made:
+                        raise SystemExit("a step was not finite: the figures mean nothing")
+                    times.append(time.perf_counter() - began)
+                    began = time.perf_counter()
+                    if len(times) == _WARM_STEPS + job.steps:
+                        break
         batches.close()
     weights = sum(weight.numel() for weight in network.parameters())
     return Figures("medseg", tuple(times[_WARM_STEPS:]), weights, numerics.precision)

@@ -19,6 +19,7 @@ from medseg.events import Cancelled, Listener
 from medseg.training.batch import Batch
 from medseg.training.batches import StepBatches
 from medseg.training.checkpoint import BestWeights, Checkpoint, save_best, save_checkpoint
+from medseg.training.heap import freed_memory_kept
 from medseg.training.logs import RunLog
 from medseg.training.schedule import Pace, poly_rate
 from medseg.training.settings import TrainingSettings
@@ -152,7 +153,8 @@ class TrainingRun:
             # of a continued run it is known about how long a step takes
             step_s = self.resume.seconds / self.resume.step if self.resume and step else 0.0
             if self._told(self.pace.room_for(step, step_s) and not tired):
-                trainer.run()
+                with freed_memory_kept(self.stepper.device):
+                    trainer.run()
         finally:
             self.batches.close()
         if self._stopped == "not-finite":
