@@ -1,12 +1,12 @@
 """Normalisation and depthwise convolution in training beside PyTorch's, and what networks gain.
 
 First the operations on channels-last maps: instance norm with leaky ReLU and group norm with ReLU,
-forward and forward with backward, beside PyTorch's with the activation after them; and a depthwise
-convolution, forward with backward, beside ``nn.Conv3d``. Then one training step of the networks of
-two configurations on a batch of their patches, in float32 with the optimiser, beside the same
-networks with PyTorch's modules, in either layout. All sides get the same numbers in the same number
-of threads and must agree before anything is timed. The repetitions go round: every side once, then
-all again; printed is the median.
+forward and forward with backward, beside PyTorch's with the activation after them; and depthwise
+convolutions and such of one small image, forward with backward, beside ``nn.Conv3d``. Then one
+training step of the networks of two configurations on a batch of their patches, in float32 with the
+optimiser, beside the same networks with PyTorch's modules, in either layout. All sides get the same
+numbers in the same number of threads and must agree before anything is timed. The repetitions go
+round: every side once, then all again; printed is the median.
 
     python -m benchmarks.training_operators [--repeats N] [--threads N] [--only operations|networks]
 
@@ -30,9 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.models.network import arrange_weights
 from medseg.models.table import build_volume_network
 from medseg.ops.depthwise import DepthwiseConv3d
 from medseg.ops.norm import GroupNorm, InstanceNorm, group_norm, instance_norm
+from medseg.ops.small_conv import SmallConv3d
 from medseg.training.losses import LossOptions, build_loss
 from medseg.training.precision import Numerics
 from medseg.training.settings import RunSettings, load_settings
@@ -43,6 +45,13 @@ from pipelines.tables import print_table
 CONFIGS = ("neunet_hippocampus", "reversible_hippocampus")
 SHAPES = [(1, 32, 64, 96, 96), (1, 128, 16, 24, 24)]
 DEPTHWISE_SHAPES = [(2, 16, 40, 56, 40), (2, 48, 20, 28, 20), (2, 160, 5, 7, 5)]
+# where torch leaves oneDNN: see small_conv.py
+SINGLE = [
+    (3, (1, 32, 20, 28, 20)),
+    (5, (1, 32, 20, 28, 20)),
+    (3, (1, 64, 10, 14, 10)),
+    (1, (1, 24, 20, 28, 20)),
+]
 SLOPE = 0.01
 GROUPS = 4
 # largest difference over the largest number; the weights' gradients are sums over all positions
@@ -203,24 +212,47 @@ def depthwise(shape: tuple[int, ...], repeats: int) -> list[Row]:
     Raises:
         ArithmeticError: If the sides disagree.
     """
+    theirs = nn.Conv3d(shape[1], shape[1], 3, padding=1, groups=shape[1], bias=False)
+    case = f"depthwise, {shape[0]} of {in_words(shape)}"
+    return convolution(case, DepthwiseConv3d(shape[1]), theirs, shape, repeats)
+
+
+def single(kernel: int, shape: tuple[int, ...], repeats: int) -> list[Row]:
+    """Forward with backward of a convolution of one small image in float32.
+
+    Raises:
+        ArithmeticError: If the sides disagree.
+    """
+    theirs = nn.Conv3d(shape[1], shape[1], kernel, padding=kernel // 2, bias=False)
+    ours = SmallConv3d.of(copy.deepcopy(theirs))
+    case = f"{'x'.join([str(kernel)] * 3)}, {shape[0]} of {in_words(shape)}"
+    return convolution(case, ours, theirs, shape, repeats)
+
+
+def convolution(
+    case: str, ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...], repeats: int
+) -> list[Row]:
+    """Forward with backward of two modules of the same weights on channels-last maps.
+
+    Raises:
+        ArithmeticError: If they disagree.
+    """
     noise = torch.Generator().manual_seed(0)
     x, dy = (
         torch.randn(shape, generator=noise).to(memory_format=torch.channels_last_3d)
         for _ in range(2)
     )
     x.requires_grad_()
-    ours = DepthwiseConv3d(shape[1])
-    theirs = nn.Conv3d(shape[1], shape[1], 3, padding=1, groups=shape[1], bias=False)
     theirs.load_state_dict(ours.state_dict())
 
     def gradients(conv: nn.Module) -> Sequence[Tensor]:
-        return torch.autograd.grad(conv(x), [x, *conv.parameters()], dy)
+        arranged = conv.to(memory_format=torch.channels_last_3d)
+        return torch.autograd.grad(arranged(x), [x, *arranged.parameters()], dy)
 
     sides: dict[str, Work] = {
         "medseg": partial(gradients, ours),
         "nn.Conv3d": partial(gradients, theirs),
     }
-    case = f"depthwise, {shape[0]} of {in_words(shape)}"
     return measure(case, torch.float32, "forward and backward", sides, repeats)
 
 
@@ -266,11 +298,14 @@ def _theirs(own: nn.Module, kind: str) -> nn.Module | None:
 
 
 def training_step(
-    network: nn.Module, settings: RunSettings, numerics: Numerics
+    network: nn.Module, settings: RunSettings, numerics: Numerics, *, ours: bool
 ) -> tuple[Work, Work]:
-    """Forward and backward pass giving the gradients, and a whole step."""
+    """Forward and backward pass giving the gradients, and a whole step; ``ours`` as we train."""
     training = settings.training
-    numerics.arrange_network(network.train())
+    if ours:
+        numerics.arrange_network(network.train())
+    else:
+        arrange_weights(network.train(), channels_last=numerics.channels_last)
     loss = build_loss(
         network.head_strides,  # type: ignore[arg-type]
         network.deep_supervision_weights,  # type: ignore[arg-type]
@@ -321,6 +356,7 @@ def training_steps(config: str, repeats: int) -> list[Row]:
             copy.deepcopy(network) if kind is None else with_modules(network, kind),
             settings,
             Numerics("fp32", channels_last),
+            ours=kind is None,
         )
         for name, kind in (
             ("medseg", None),
@@ -360,6 +396,8 @@ def main() -> None:
                         rows += normalisation(kind, shape, dtype, arguments.repeats)
             for shape in DEPTHWISE_SHAPES:
                 rows += depthwise(shape, arguments.repeats)
+            for kernel, shape in SINGLE:
+                rows += single(kernel, shape, arguments.repeats)
         if arguments.only != "operations":
             for config in CONFIGS:
                 rows += training_steps(config, arguments.repeats)
