@@ -25,7 +25,7 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     The maps of a step are freed in its backward pass and wanted again in the next step. glibc gives
     the end of the heap back to the system in between, and each page of it costs a fault when it
-    comes again, for a small network a tenth of the step. Larger blocks than 32 MiB are not
+    comes again, which a small network feels. Larger blocks than 32 MiB are not
     concerned, so that the peak of what is in use stays what it is. Elsewhere nothing happens.
 
     Args:
