@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg import __version__
+from medseg.cores import usable_cores
 from medseg.errors import MedsegError, ResourceError
 from medseg.events import Listener
 from medseg.models.card import CARD_NAME, load_card, model_folder
@@ -119,7 +120,7 @@ class Batch:
         if isinstance(place, Cluster):
             place.run(self.job, self.ledger, listener)
             return
-        threads = self.job.order.settings.threads or os.cpu_count() or 1
+        threads = self.job.order.settings.threads or usable_cores()
         outcomes = run_on_devices(
             _Shares(self, len(place)),
             place,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from medseg import __version__
+from medseg.cores import usable_cores
 from medseg.errors import MedsegError
 from medseg.models.zoo import shipped_models
 from pipelines.findings import Finding, finding_of_error
@@ -57,7 +57,7 @@ def _torch() -> list[Finding]:
     except ImportError as error:
         text = f"it cannot be imported ({type(error).__name__})"
         return [Finding("torch import", "problem", text, "package-broken", "install torch again")]
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     findings = [
         Finding(
             "processor",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from medseg.atomic import write_text
 from medseg.core import LabelMap, LabelScheme, Volume
 from medseg.core.labelmap import present_values
+from medseg.cores import usable_cores
 from medseg.errors import ConfigError, FormatError, MedsegError, ResourceError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.io.checks import relocated
@@ -285,7 +285,7 @@ def _spread(
     The first is done here, so that what numba compiles is on disk before others need it. Without
     ``jobs`` further ones are, until those measured let expect more than a few seconds.
     """
-    processes = min(jobs or os.cpu_count() or 1, max(1, len(items) - 1))
+    processes = min(jobs or usable_cores(), max(1, len(items) - 1))
     begun = 0.0
     for done, item in enumerate(items):
         if done == 1:

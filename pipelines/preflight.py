@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from medseg.cores import usable_cores
 from medseg.errors import ConfigError, MedsegError
 from medseg.events import Cancelled, Listener
 from medseg.io.checks import check_finite
@@ -250,8 +250,7 @@ class _Quiet:
 
 def _processes_for(cases: Sequence[Found]) -> int:
     """As many as the cores, the cases and the memory are good for."""
-    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    most = min(len(available) or os.cpu_count() or 1, len(cases) // _FEW_CASES, _MOST_PROCESSES)
+    most = min(usable_cores(), len(cases) // _FEW_CASES, _MOST_PROCESSES)
     if most < 2:
         return 1
     largest = _HELD * max(expected_bytes(found.case) for found in cases)

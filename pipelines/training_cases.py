@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from medseg.cores import usable_cores
 from medseg.data.datalist import Case, DataList
 from medseg.data.preparation import check_fills
 from medseg.data.preparing import CachePlan
@@ -126,20 +126,14 @@ def steps_ahead(device: torch.device, ranks: Ranks | None = None) -> int:
         ranks: The processes that train, all on this machine or not; None for this one alone.
     """
     processes = 1 if ranks is None else ranks.count
-    free = device.type != "cpu" or _cores() > processes * torch.get_num_threads()
+    free = device.type != "cpu" or usable_cores() > processes * torch.get_num_threads()
     return _AHEAD if free else 0
 
 
 def _workers(wanted: int, listener: Listener) -> int:
     """No more processes than cores: further ones would only wait for each other."""
-    cores = _cores()
+    cores = usable_cores()
     if wanted <= cores:
         return wanted
     listener.noted(f"{cores} instead of {wanted} training.workers, as many as there are cores")
     return cores
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

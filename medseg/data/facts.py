@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from medseg.core import LabelScheme
 from medseg.core.labelmap import label_counts
+from medseg.cores import usable_cores
 from medseg.data.case import Case, read_labelled
 from medseg.errors import MedsegError, ResourceError
 from medseg.events import Cancelled, Listener
@@ -80,8 +80,7 @@ def measure_case(case: Case, channels: Sequence[str], scheme: LabelScheme) -> Ca
 
 def default_jobs(cases: int) -> int:
     """How many processes read cases where nobody said: one per core, at most 8 and the cases."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _MOST_JOBS, cases))
+    return max(1, min(usable_cores(), _MOST_JOBS, cases))
 
 
 def measure_cases(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Literal, TypeVar
 
 import psutil
 
+from medseg.cores import usable_cores
 from medseg.data.datalist import Case
 from medseg.data.prepared import MemoryCase, Preparation, PreparedCase, StoredCase, save_prepared
 from medseg.errors import FormatError, ResourceError
@@ -244,8 +244,7 @@ def _make_folder(folder: Path) -> None:
 def _processes(plan: CachePlan, count: int) -> int:
     if plan.processes is not None:
         return max(1, min(plan.processes, count))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, count // _CASES_PER_PROCESS))
+    return max(1, min(usable_cores(), count // _CASES_PER_PROCESS))
 
 
 def _completed(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import pickle
 import queue
 import signal
@@ -27,6 +26,8 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from medseg.cores import usable_cores
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -280,7 +281,7 @@ def decoders_for(pixels: int, frames: int, threads: int | None = None) -> Iterat
         frames: How many frames they are.
         threads: Most that may work at a time; None for as many as there are cores.
     """
-    most = min(_cores(), _MOST_PROCESSES if threads is None else threads, _MOST_PROCESSES)
+    most = min(usable_cores(), _MOST_PROCESSES if threads is None else threads, _MOST_PROCESSES)
     count = min(most, frames, pixels // _PIXELS_PER_PROCESS)
     if count < 2 or pixels < _WORTH_PIXELS or not sys.executable:
         yield None
@@ -294,12 +295,6 @@ def decoders_for(pixels: int, frames: int, threads: int | None = None) -> Iterat
         yield decoders
     finally:
         decoders.close()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _send(stream: IO[bytes], content: object) -> None:

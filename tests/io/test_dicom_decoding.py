@@ -43,7 +43,7 @@ def always(monkeypatch):
     """Processes whatever the machine and the size of the series."""
     monkeypatch.setattr(dicom_decoding, "_WORTH_PIXELS", 1)
     monkeypatch.setattr(dicom_decoding, "_PIXELS_PER_PROCESS", 1)
-    monkeypatch.setattr(dicom_decoding, "_cores", lambda: 2)
+    monkeypatch.setattr(dicom_decoding, "usable_cores", lambda: 2)
 
 
 def test_a_process_decodes_a_path_and_bytes_alike(series, decoders):

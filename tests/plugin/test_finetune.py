@@ -18,7 +18,6 @@ from medseg_napari._finetune import (
     check_request,
     free_name,
     look_into_set,
-    usable_cores,
 )
 from medseg_napari._models import FoundModel, find_all_models
 from tests.tiny_dataset import write_dataset
@@ -181,4 +180,3 @@ def test_a_training_set_is_described_before_the_start(cases, models):
     assert found.in_words(tiny).startswith("3 cases, of which a fifth (at least one) is held out")
     assert "cannot be told" in TrainingSet(1, ("near", "far"), ("T1",)).in_words(None)
     assert "are not those of the model" in TrainingSet(2, ("liver",), ("T1",)).in_words(tiny)
-    assert usable_cores() >= 1

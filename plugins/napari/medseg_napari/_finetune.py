@@ -37,7 +37,6 @@ __all__ = [
     "check_request",
     "free_name",
     "look_into_set",
-    "usable_cores",
 ]
 
 Phase = Literal["idle", "starting", "running", "stopping", "done", "stopped", "failed"]
@@ -237,13 +236,6 @@ def free_name(model: FoundModel, folder: Path) -> str:
     stem = f"{model.card.name.removesuffix('-tuned')[:55]}-tuned"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
     return next(name for name in names if not (folder / name).exists())
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 class FineTuneController:

@@ -29,6 +29,7 @@ from qtpy.QtWidgets import (
 )
 
 from medseg import NOTICE
+from medseg.cores import usable_cores
 from medseg.errors import MedsegError
 from medseg_napari._device_box import DeviceBox
 from medseg_napari._finetune import (
@@ -37,7 +38,6 @@ from medseg_napari._finetune import (
     FineTuneState,
     free_name,
     look_into_set,
-    usable_cores,
 )
 from medseg_napari._models import (
     FoundModel,
