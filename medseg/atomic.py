@@ -16,7 +16,14 @@ from pathlib import Path
 
 from medseg.errors import MedsegError, ResourceError
 
-__all__ = ["atomic_folder", "atomic_path", "check_replaceable", "write_bytes", "write_text"]
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "check_replaceable",
+    "scratch_folder",
+    "write_bytes",
+    "write_text",
+]
 
 _REASONS = {
     errno.ENOSPC: ("free space", "a full disk", "free some space or choose another output folder"),
@@ -159,6 +166,27 @@ def atomic_folder(target: Path, *, replace: bool = False, parents: bool = False)
     except BaseException:
         _discard_folder(temporary, missing)
         raise
+
+
+@contextmanager
+def scratch_folder(inside: Path) -> Iterator[Path]:
+    """Hand out an empty folder that is removed, with all that lies in it, when the block ends.
+
+    Args:
+        inside: The folder to make it in; it must exist.
+
+    Raises:
+        ResourceError: If that cannot be written.
+    """
+    temporary = inside / f".{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise _resource_error(inside, error) from error
+    try:
+        yield temporary
+    finally:
+        _discard_folder(temporary, ())
 
 
 def _take_place(temporary: Path, target: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.atomic import write_text
+from medseg.atomic import scratch_folder, write_text
 from medseg.errors import FormatError
 from medseg.events import Listener
 from medseg.inference.predictor import Predictor
@@ -75,8 +74,8 @@ def run_demo(out: Path, *, device: str, listener: Listener) -> list[DemoCase]:
             result = _segment(Case(name, {"": image_path}), predictor, out, listener)
             found = read_labels(result.files["nifti"], scheme)
         else:
-            with tempfile.TemporaryDirectory(dir=out, prefix=".dicom-") as temporary:
-                series = Path(temporary) / "series"
+            with scratch_folder(out) as temporary:
+                series = temporary / "series"
                 write_dicom_series(read_image(image_path).volume, series, modality="MR")
                 result = _segment(Case(name, {"": series}), predictor, out, listener)
             found = read_seg(result.files["dicom_seg"], scheme, expert.grid)

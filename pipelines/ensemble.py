@@ -12,19 +12,20 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg.atomic import write_text
-from medseg.core import LabelMap, LabelScheme
+from medseg.atomic import scratch_folder, write_text
+from medseg.core import LabelMap
 from medseg.data.datalist import Case, DataList
 from medseg.errors import ConfigError
 from medseg.events import Cancelled, Listener, Silent
 from medseg.inference.post_processing import clean_labels
 from medseg.inference.predictor import Predictor
 from medseg.inference.settings import PredictionSettings
-from medseg.metrics.overlap import dice_by_label
+from medseg.metrics.overlap import dice_by_label, dice_of_label
 from medseg.models.card import CARD_NAME, LabelCleaning, load_card, model_folder
 from medseg.models.zoo import ENSEMBLE_NAME
 from medseg.training.settings import RunSettings, load_settings
@@ -33,9 +34,9 @@ from pipelines.folds import (
     Folds,
     fold_runs,
     held_out_pair,
-    judged_pair,
-    read_case,
+    mean_of_finite,
     summarised,
+    write_prediction,
 )
 from pipelines.run_folder import CONFIG_NAME
 from pipelines.train import read_data
@@ -103,6 +104,27 @@ class _Configuration:
     runs: dict[int, Path]
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A trial, and where its predictions of the held-out cases lie.
+
+    Args:
+        trial: What it came to.
+        members: The configurations.
+        average: A run folder of which there are only these predictions; None for a single
+            configuration, whose folds hold theirs.
+    """
+
+    trial: Trial
+    members: tuple[_Configuration, ...]
+    average: Path | None
+
+    def pair(self, fold: int, case: Case) -> tuple[LabelMap, LabelMap]:
+        """Prediction and truth of a case, read from disk: all of them may not fit the memory."""
+        first = self.members[0]
+        return held_out_pair(self.average or first.runs[fold], case, first.settings)
+
+
 def choose_ensemble(
     runs: Sequence[Path],
     *,
@@ -136,27 +158,21 @@ def choose_ensemble(
     settings = configurations[0].settings
     data = read_data(settings, data_root or Path(settings.data.root))
     cases = dict(_held_out(division, data))
-    trials: list[Trial] = []
-    # the maps of the best alone are kept: those of all would not fit the memory
-    pairs: dict[str, tuple[LabelMap, LabelMap]] = {}
-    numbers: tuple[int, ...] = ()
-    best: Trial | None = None
-    for size in range(1, len(configurations) + 1):
-        for tried in itertools.combinations(range(len(configurations)), size):
-            chosen = [configurations[number] for number in tried]
-            name = " + ".join(one.folder.name for one in chosen)
-            made = dict(_results(chosen, cases, name, device, hearer))
-            dice = summarised({case: dice_by_label(*two) for case, two in made.items()})
-            trials.append(Trial(tuple(one.folder.name for one in chosen), dice))
+    with scratch_folder(runs[0]) as averages:
+        trials: list[Trial] = []
+        best: _Judged | None = None
+        for judged in _judge_all(configurations, cases, averages, device, hearer):
+            trials.append(judged.trial)
             # among equals the one with fewer members, which comes first
-            if best is None or _score(dice) > _score(best.dice):
-                pairs, numbers, best = made, tried, trials[-1]
-    assert best is not None  # noqa: S101 - there is at least one run
-    cleanings, dice, steps = _choose_cleaning(pairs, settings.scheme(), best.dice, hearer)
-    members = tuple(configurations[number] for number in numbers)
+            better = best is None or _score(judged.trial.dice) > _score(best.trial.dice)
+            worse, best = (best, judged) if better else (judged, best)
+            if worse is not None and worse.average is not None:
+                shutil.rmtree(worse.average, ignore_errors=True)
+        assert best is not None  # noqa: S101 - there is at least one run
+        cleanings, dice, steps = _choose_cleaning(best, cases, hearer)
     choice = Choice(
-        members=tuple(one.folder for one in members),
-        models=tuple(model_folder(run) for one in members for run in one.runs.values()),
+        members=tuple(one.folder for one in best.members),
+        models=tuple(model_folder(run) for one in best.members for run in one.runs.values()),
         post_processing=cleanings,
         dice=dice,
         trials=tuple(trials),
@@ -230,37 +246,44 @@ def _held_out(division: Folds, data: DataList) -> Iterator[tuple[str, tuple[int,
             yield name, (fold, cases[name])
 
 
-def _results(
-    members: Sequence[_Configuration],
+def _judge_all(
+    configurations: Sequence[_Configuration],
     cases: Mapping[str, tuple[int, Case]],
-    name: str,
+    averages: Path,
     device: str,
     listener: Listener,
-) -> Iterator[tuple[str, tuple[LabelMap, LabelMap]]]:
-    """Prediction and truth of every held-out case: as the folds wrote them, or averaged anew."""
-    listener.started(f"held-out cases of {name}", len(cases))
-    loaded: tuple[int, Predictor] | None = None
-    for done, (case_id, (fold, case)) in enumerate(cases.items(), start=1):
-        if listener.cancelled():
-            raise Cancelled
-        if len(members) == 1:
-            pair = held_out_pair(members[0].runs[fold], case, members[0].settings)
-        else:
-            if loaded is None or loaded[0] != fold:
-                models = [one.runs[fold] for one in members]
-                settings = PredictionSettings(post_processing=())
-                loaded = (fold, Predictor.load(models, settings, device=device))
-            labels = loaded[1].predict(read_case(case, loaded[1].card, members[0].settings)).labels
-            pair = judged_pair(labels, case, members[0].settings)
-        yield case_id, pair
-        listener.advanced(f"held-out cases of {name}", done)
+) -> Iterator[_Judged]:
+    """Every configuration as its folds predicted, and every average of several, predicted anew."""
+    combinations = itertools.chain.from_iterable(
+        itertools.combinations(configurations, size) for size in range(1, len(configurations) + 1)
+    )
+    for number, members in enumerate(combinations):
+        names = tuple(one.folder.name for one in members)
+        place = None if len(members) == 1 else averages / str(number)
+        judged = _Judged(Trial(names, {}), members, place)
+        stage = f"held-out cases of {' + '.join(names)}"
+        listener.started(stage, len(cases))
+        dice = {}
+        average: tuple[int, Predictor] | None = None
+        for done, (name, (fold, case)) in enumerate(cases.items(), start=1):
+            if listener.cancelled():
+                raise Cancelled
+            if place is not None:
+                if average is None or average[0] != fold:
+                    average = (fold, _average(members, fold, device))
+                write_prediction(place, case, average[1], members[0].settings)
+            dice[name] = dice_by_label(*judged.pair(fold, case))
+            listener.advanced(stage, done)
+        yield replace(judged, trial=Trial(names, summarised(dice)))
+
+
+def _average(members: Sequence[_Configuration], fold: int, device: str) -> Predictor:
+    models = [one.runs[fold] for one in members]
+    return Predictor.load(models, PredictionSettings(post_processing=()), device=device)
 
 
 def _choose_cleaning(
-    pairs: Mapping[str, tuple[LabelMap, LabelMap]],
-    scheme: LabelScheme,
-    before: dict[str, float],
-    listener: Listener,
+    best: _Judged, cases: Mapping[str, tuple[int, Case]], listener: Listener
 ) -> tuple[
     tuple[LabelCleaning, ...],
     dict[str, float],
@@ -270,37 +293,39 @@ def _choose_cleaning(
 
     Structures do not touch one another in these steps, so each is chosen by itself.
     """
-    adopted: list[LabelCleaning] = []
-    steps: list[tuple[LabelCleaning, float, float, bool]] = []
-    dice = dict(before)
-    listener.started("post-processing", len(scheme.labels))
-    for done, label in enumerate(scheme.labels, start=1):
-        candidates = [
-            LabelCleaning(label=label.name, keep_largest=True),
-            *(LabelCleaning(label=label.name, min_mm3=volume) for volume in _LEAST_MM3),
-        ]
-        scored = [(_mean_with(pairs, label.name, one), one) for one in candidates]
-        best, step = max(scored, key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])
-        for value, one in scored:
-            taken = one == step and value > before[label.name] + _MARGIN
-            steps.append((one, before[label.name], value, taken))
-        if best > before[label.name] + _MARGIN:
-            adopted.append(step)
-            dice[label.name] = best
+    labels = best.members[0].settings.scheme().labels
+    scores: dict[str, dict[LabelCleaning, list[float]]] = {
+        label.name: {
+            LabelCleaning(label=label.name, keep_largest=True): [],
+            **{LabelCleaning(label=label.name, min_mm3=volume): [] for volume in _LEAST_MM3},
+        }
+        for label in labels
+    }
+    listener.started("post-processing", len(cases))
+    for done, (fold, case) in enumerate(cases.values(), start=1):
+        result, truth = best.pair(fold, case)
+        for label in labels:
+            if listener.cancelled():
+                raise Cancelled
+            for step, dice_of_cases in scores[label.name].items():
+                cleaned, _ = clean_labels(result, [step])
+                dice_of_cases.append(dice_of_label(cleaned, truth, label.name))
         listener.advanced("post-processing", done)
-        if listener.cancelled():
-            raise Cancelled
-    finite = [dice[label.name] for label in scheme.labels if math.isfinite(dice[label.name])]
-    dice["mean"] = sum(finite) / len(finite) if finite else math.nan
-    return tuple(adopted), dice, tuple(steps)
 
-
-def _mean_with(
-    pairs: Mapping[str, tuple[LabelMap, LabelMap]], name: str, step: LabelCleaning
-) -> float:
-    scores = [dice_by_label(clean_labels(one, [step])[0], two)[name] for one, two in pairs.values()]
-    finite = [value for value in scores if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+    adopted: list[LabelCleaning] = []
+    tried: list[tuple[LabelCleaning, float, float, bool]] = []
+    dice = dict(best.trial.dice)
+    for name, steps in scores.items():
+        before = dice[name]
+        means = {step: mean_of_finite(values) for step, values in steps.items()}
+        chosen = max(means, key=lambda step: -math.inf if math.isnan(means[step]) else means[step])
+        helps = means[chosen] > before + _MARGIN
+        tried += [(step, before, mean, helps and step == chosen) for step, mean in means.items()]
+        if helps:
+            adopted.append(chosen)
+            dice[name] = means[chosen]
+    dice["mean"] = mean_of_finite(dice[name] for name in scores)
+    return tuple(adopted), dice, tuple(tried)
 
 
 def _score(dice: Mapping[str, float]) -> float:

@@ -13,7 +13,7 @@ import math
 import random
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from medseg.inference.settings import PredictionSettings
 from medseg.io.reading import read_labels
 from medseg.io.writing import write_volume
 from medseg.metrics.overlap import dice_by_label
-from medseg.models.card import ModelCard
 from medseg.training.ranks import Ranks
 from medseg.training.schedule import parse_duration
 from medseg.training.settings import RunSettings
@@ -53,11 +52,12 @@ __all__ = [
     "held_out_pair",
     "judged_pair",
     "load_scores",
+    "mean_of_finite",
     "parse_folds",
     "predict_held_out",
-    "read_case",
     "summarised",
     "train_folds",
+    "write_prediction",
 ]
 
 FOLDS_NAME = "folds.json"
@@ -292,9 +292,7 @@ def predict_held_out(
             predictor = predictor or Predictor.load(
                 run, PredictionSettings(), device=settings.training.device
             )
-            volume = read_case(case, predictor.card, settings)
-            labels = predictor.predict(volume, Silent()).labels
-            write_volume(Volume(labels.data_ijk[None], labels.grid), path)
+            write_prediction(run, case, predictor, settings)
         dice[case.id] = dice_by_label(*held_out_pair(run, case, settings))
         listener.advanced("held-out cases", done)
     content = {case: _plain(scores) for case, scores in dice.items()}
@@ -302,10 +300,14 @@ def predict_held_out(
     return dice
 
 
-def read_case(case: Case, card: ModelCard, settings: RunSettings) -> Volume:
-    """The image of a case, with the channels that the model wants."""
-    names = [channel.name for channel in card.inputs.channels]
-    return read_labelled(case, names, card.scheme(), settings.ignore_value)[0]
+def write_prediction(run: Path, case: Case, predictor: Predictor, settings: RunSettings) -> None:
+    """Predict a case into ``validation/`` of a folder, where :func:`held_out_pair` finds it."""
+    names = [channel.name for channel in predictor.card.inputs.channels]
+    volume, _ = read_labelled(case, names, predictor.card.scheme(), settings.ignore_value)
+    labels = predictor.predict(volume, Silent()).labels
+    (run / HELD_OUT).mkdir(parents=True, exist_ok=True)
+    path = run / HELD_OUT / f"{case.id}.nii.gz"
+    write_volume(Volume(labels.data_ijk[None], labels.grid), path)
 
 
 def held_out_pair(run: Path, case: Case, settings: RunSettings) -> tuple[LabelMap, LabelMap]:
@@ -383,12 +385,14 @@ def summarised(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     {'x': 0.75, 'y': 0.25, 'mean': 0.5}
     """
     names = list(next(iter(scores.values()), {}))
-    means = {}
-    for name in names:
-        finite = [dice[name] for dice in scores.values() if math.isfinite(dice[name])]
-        means[name] = statistics.fmean(finite) if finite else math.nan
-    finite = [value for value in means.values() if math.isfinite(value)]
-    return {**means, "mean": statistics.fmean(finite) if finite else math.nan}
+    means = {name: mean_of_finite(dice[name] for dice in scores.values()) for name in names}
+    return {**means, "mean": mean_of_finite(means.values())}
+
+
+def mean_of_finite(values: Iterable[float]) -> float:
+    """Mean of the values that are numbers; NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else math.nan
 
 
 def load_scores(run: Path) -> dict[str, dict[str, float]] | None:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from medseg.atomic import (
     atomic_folder,
     atomic_path,
     check_replaceable,
+    scratch_folder,
     write_bytes,
     write_text,
 )
@@ -134,6 +136,26 @@ def test_an_error_of_another_kind_gives_the_systems_words(tmp_path):
         raise OSError(5, "Input/output error")
     assert caught.value.found == "Input/output error"
     assert caught.value.code == "output-unwritable"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_scratch_folder_goes_with_its_block(tmp_path, fails):
+    with contextlib.suppress(KeyError), scratch_folder(tmp_path) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a.bin").write_bytes(b"content")
+        assert folder.parent == tmp_path
+        if fails:
+            raise KeyError
+    assert names_in(tmp_path) == []
+
+
+def test_a_scratch_folder_needs_a_folder_to_lie_in(tmp_path):
+    with (
+        pytest.raises(ResourceError, match="absent: expected an existing folder"),
+        scratch_folder(tmp_path / "absent"),
+    ):
+        raise AssertionError
+    assert names_in(tmp_path) == []
 
 
 def test_a_folder_appears_only_when_the_block_ends(tmp_path):

@@ -1,9 +1,11 @@
 """Cross-validation, and the choice that is made on it."""
 
 import dataclasses
+import gc
 import json
 import math
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -21,9 +23,18 @@ from medseg.metrics.overlap import dice_by_label
 from medseg.models.folder import load_model
 from medseg.models.zoo import find_members
 from medseg.training.settings import parse_settings
+from pipelines import ensemble
 from pipelines.cli import app
 from pipelines.ensemble import choose_ensemble
-from pipelines.folds import Folds, draw_folds, load_scores, parse_folds, summarised, train_folds
+from pipelines.folds import (
+    Folds,
+    draw_folds,
+    held_out_pair,
+    load_scores,
+    parse_folds,
+    summarised,
+    train_folds,
+)
 from tests.tiny_dataset import tiny_settings, write_dataset
 
 
@@ -38,6 +49,10 @@ def one_thread():
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "Balls")
+
+
+def names_below(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def configuration(steps):
@@ -207,6 +222,41 @@ def test_the_better_configuration_or_average_is_chosen_and_written_down(tmp_path
         assert card.post_processing == choice.post_processing
     members = find_members(str(tmp_path))
     assert [folder.resolve() for folder in members] == [m.resolve() for m in choice.models]
+
+
+def test_label_maps_are_let_go_case_by_case(tmp_path, trained, root, monkeypatch):
+    """Those of all cases of a dataset of CTs would not fit the memory."""
+    maps = []
+
+    def counted(*details):
+        gc.collect()
+        # those of the case before at most
+        assert len([alive for alive in maps if alive() is not None]) <= 2
+        pair = held_out_pair(*details)
+        maps.extend(weakref.ref(one.data_ijk) for one in pair)
+        return pair
+
+    monkeypatch.setattr(ensemble, "held_out_pair", counted)
+    runs = [shutil.copytree(trained / name, tmp_path / name) for name in ("short", "long")]
+    before = names_below(tmp_path)
+    choose_ensemble(runs, data_root=root, out=tmp_path, device="cpu")
+    # each configuration, their average, and the best one once more
+    assert len(maps) == 2 * 4 * 6
+    # averages leave nothing
+    assert names_below(tmp_path) == before | {"ensemble.json"}
+
+
+def test_a_choice_that_is_stopped_leaves_nothing(tmp_path, trained, root):
+    runs = [shutil.copytree(trained / name, tmp_path / name) for name in ("short", "long")]
+    before = names_below(tmp_path)
+    listener = Silent()
+    stages = []
+    listener.started = lambda stage, total: stages.append(stage)
+    listener.cancelled = lambda: len(stages) == 3
+    with pytest.raises(Cancelled):
+        choose_ensemble(runs, data_root=root, out=tmp_path / "new", listener=listener)
+    assert stages[-1] == "held-out cases of short + long"
+    assert names_below(tmp_path) == before
 
 
 def test_a_structure_that_no_run_finds_is_named_in_a_warning(tmp_path, trained, root):
